@@ -12,7 +12,6 @@ and reads the server's memory meanwhile.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import http.client
 import json
 import os
@@ -47,6 +46,7 @@ from scarcity_ray_client.wire import (
     SignedRequest,
     UpdateHeader,
     update_body,
+    update_name,
 )
 
 TURNS = 5
@@ -222,10 +222,10 @@ class Bench:
                 )  # fmt: skip
                 header = UpdateHeader(client.client_id, told.round_id, sequence, 1, None, signature)
                 body = update_body(header, row)
-                digest = hashlib.sha256(body).hexdigest()
-                target = f"/v1/updates/{told.round_id}/{digest}"
+                name = update_name(body)
+                target = f"/v1/updates/{told.round_id}/{name}"
                 signed = SignedRequest.signed(
-                    client.identity, self.federation_id, "PUT", target, client.client_id, time.time(), digest
+                    client.identity, self.federation_id, "PUT", target, client.client_id, time.time(), name
                 )
                 client.requests.append((target, body, signed.headers()))
 
@@ -346,9 +346,14 @@ def slow_senders(folder: Path, count: int, dimension: int = 100_000, seconds: fl
         statuses: dict[str, int] = {}
         for number, sent in enumerate(connections):
             target, body, _ = slow.requests[number % len(slow.requests)]
-            digest = hashlib.sha256(body).hexdigest()
             signed = SignedRequest.signed(
-                slow.identity, bench.federation_id, "PUT", target, slow.client_id, time.time(), digest
+                slow.identity,
+                bench.federation_id,
+                "PUT",
+                target,
+                slow.client_id,
+                time.time(),
+                update_name(body),
             )
             lines = [f"PUT {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
             lines += [f"{name}: {value}" for name, value in signed.headers().items()]

@@ -6,9 +6,7 @@ reused buffer, added to a vector, with nothing around them, measured beside each
 come from its own primitives, called as its client and server call them, and scaled up from one party and a
 few secrets; they need ``pip install flwr`` and are left out otherwise.
 
-The last part (``--hosts``: alone) is a whole release of a federation in one process, `roles` and all, n
-baskets in one actor, with the number of signatures that were verified. Before a host verified each once it
-took 0.22, 1.56 and 24.7 s of CPU for 20, 100 and 500 baskets at d = 250 (900, 7,100 and 109,500 signatures).
+A whole release of a federation, against its number of baskets, is ``python -m benchmarks layer2``.
 
 With ``layer2.noise: distributed_discrete_gaussian`` each party also draws its share of the noise; its row
 stands beside the masks' floor, and the seconds divided by d are what a coordinate costs.
@@ -18,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -30,10 +27,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from scarcity_ray import HierarchicalFederation
 from scarcity_ray.config import (
     AggregationMethod,
-    BasketConfig,
     CentralNoise,
     HierarchicalFederationConfig,
     Layer1Config,
@@ -41,7 +36,7 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.errors import SecureAggregationAborted
 from scarcity_ray.layers.layer2 import add_share
-from scarcity_ray.plan import BasketFacts, make_plan, session_shape
+from scarcity_ray.plan import BasketFacts, make_plan
 from scarcity_ray.privacy import SystemNoise
 from scarcity_ray.secagg import (
     Coordinator,
@@ -304,59 +299,6 @@ def rows(full: bool = False) -> Iterator[Row]:
             yield case | _versus("whole serial round", whole, "Flower, the same degree", sparse[1])
 
 
-def release_on_one_host(n: int, d: int) -> tuple[float, int]:
-    """CPU seconds of one release of n baskets that share an actor, and signatures verified in it."""
-    config = HierarchicalFederationConfig(
-        vector_dim=d,
-        total_epsilon=100.0,
-        auto_aggregate=False,
-        gossip_budget_share=0.0,
-        basket=BasketConfig(min_clients=2),
-        layer1=Layer1Config(aggregation_method=AggregationMethod.MEAN, byzantine_fraction=0.0, min_updates=2),
-        layer2=Layer2Config(min_baskets=3),
-    )
-    clients = [(f"{basket}_{i}", f"domain_{basket:04}") for basket in range(n) for i in range(2)]
-    verified = 0
-    verify = IdentityKeyPair.verify_with
-
-    def counting(public: bytes, message: bytes, signature: bytes) -> bool:
-        nonlocal verified
-        verified += 1
-        return verify(public, message, signature)
-
-    with HierarchicalFederation(config, runtime="local") as federation:
-        federation.register_clients(clients)
-        federation.submit_updates([client for client, _ in clients], np.full((2 * n, d), 0.01))
-        federation._driver.run_layer1(None, True)
-        IdentityKeyPair.verify_with = staticmethod(counting)  # type: ignore[method-assign, assignment]
-        try:
-            start = time.process_time()
-            outcome = federation._driver.run_layer2(True)
-            seconds = time.process_time() - start
-        finally:
-            IdentityKeyPair.verify_with = staticmethod(verify)  # type: ignore[method-assign]
-    if outcome.model is None:
-        raise RuntimeError(f"no release: {outcome.reason}")
-    return seconds, verified
-
-
-def releases(full: bool = False) -> Iterator[Row]:
-    """A whole release at d = 250, all parties on one host; ``full`` adds 500 baskets."""
-    for n in (20, 100, 500) if full else (20, 100):
-        seconds, verified = release_on_one_host(n, 250)
-        yield {
-            "name": "release on one host",
-            "n": n,
-            "d": 250,
-            "dropout": 0.0,
-            "degree": session_shape(Layer2Config(), n).degree or n - 1,
-            "bytes": "",
-            "seconds": seconds,
-            "versus": f"{verified} signatures verified",
-            "ratio": None,
-        }
-
-
 def dropped_of(n: int, dropout: float) -> int:
     """Parties that drop."""
     return math.floor(dropout * n)
@@ -367,13 +309,13 @@ def _versus(name: str, seconds: float, versus: str, other: float) -> Row:
     return {"name": name, "seconds": seconds, "versus": f"{versus} ({other:.4g} s)", "ratio": seconds / other}
 
 
-def run(output: str = "table", full: bool = False, hosts: bool = False) -> int:
+def run(output: str = "table", full: bool = False) -> int:
     """Prints every row as soon as it is measured; ``output`` is ``table`` or ``json`` (a line a row)."""
     columns = ("name", "n", "d", "dropout", "degree", "bytes", "seconds", "ratio", "versus")
     widths = (24, 4, 9, 8, 7, 9, 9, 7, 0)
     if output != "json":
         print("  ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
-    for row in itertools.chain(rows(full), releases(full)) if not hosts else releases(full):
+    for row in rows(full):
         if output == "json":
             print(json.dumps(row), flush=True)
             continue
@@ -393,9 +335,8 @@ def main() -> int:
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--full", action="store_true", help="also n = 500 and d = 1e7")
-    parser.add_argument("--hosts", action="store_true", help="the last part alone")
     arguments = parser.parse_args()
-    return run(arguments.format, arguments.full, arguments.hosts)
+    return run(arguments.format, arguments.full)
 
 
 if __name__ == "__main__":

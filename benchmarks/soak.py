@@ -19,10 +19,8 @@ Parts:
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks._heap import heap
 from benchmarks._memory import PeakMemory
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
@@ -154,24 +153,6 @@ def stored_objects(runtime: str) -> int | None:
     return len(list_objects(limit=10_000))
 
 
-class _Heap(ctypes.Structure):
-    """`struct mallinfo2`, of which three are asked for."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in ("a", "b", "c", "d", "hblkhd", "e", "f", "uordblks", "fordblks", "g")
-    ]
-
-
-def heap(role: object = None) -> tuple[int, int, int]:
-    """A process's memory in use and free in glibc's arenas, KiB, and its blocks of Python's own allocator."""
-    ask = ctypes.CDLL(None).mallinfo2
-    ask.restype = _Heap
-    found = ask()
-    in_use = found.uordblks + found.hblkhd
-    return in_use // 1024, found.fordblks // 1024, sys.getallocatedblocks()
-
-
 def heaps(federation: HierarchicalFederation) -> dict[str, tuple[int, int, int]]:
     """`heap` of the driver and on Ray of every role."""
     found, place = {"driver": heap()}, federation._runtime
@@ -195,7 +176,7 @@ def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
         federation.register_clients([(c, "ab"[i % 2]) for i, c in enumerate(ids)])
         watch = Watch(processes_of(federation))
         before, made, start = stored_objects(runtime), 0, time.monotonic()
-        half: dict[str, tuple[int, int, int]] = {}
+        half = heaps(federation)
         while made < most and time.monotonic() - start < seconds:
             receipts = federation.submit_updates(ids, 0.1 * rng.standard_normal((CLIENTS, D)))
             federation.run_gossip_round()
@@ -222,7 +203,7 @@ def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
             "left": [before, stored_objects(runtime)],
         }
         yield from watch.rows()
-        for role, ended in heaps(federation).items() if half else ():
+        for role, ended in heaps(federation).items() if made > most // 2 else ():
             grown = [(now - then) / (made - most // 2) for now, then in zip(ended, half[role], strict=True)]
             yield {"name": role, "kind": "a round of the second half", **dict(zip(HEAP, grown, strict=True))}
 

@@ -28,6 +28,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,7 @@ from scarcity_ray_client.wire import (
     ErrorAnswer,
     ErrorCode,
     digest_of,
+    update_name,
 )
 
 logger = logging.getLogger("scarcity_ray")
@@ -152,8 +154,12 @@ class GatewayConnection:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
+        digest: str | None = None,
     ) -> Reply:
         """One request, repeated until it is answered.
+
+        Args:
+            digest: What is signed for the body; None: its SHA-256.
 
         Raises:
             GatewayRefused: If it is refused for good.
@@ -161,7 +167,7 @@ class GatewayConnection:
         """
 
         def once() -> Reply:
-            reply = self._sent(method, target, body, headers or {}, timeout_seconds)
+            reply = self._sent(method, target, body, headers or {}, timeout_seconds, digest)
             data = reply.read(MOST_JSON_BYTES + 1)
             if reply.will_close or len(data) > MOST_JSON_BYTES:
                 self.close()
@@ -217,15 +223,30 @@ class GatewayConnection:
             part.unlink(missing_ok=True)
         raise GatewayUnreachable(f"{target}: what arrives is not what the gateway names, three times")
 
-    def upload(self, target: str, body: bytes) -> Reply:
-        """Send a body under its digest's path: at once, or above `RESUMABLE_BYTES` by offsets.
+    def upload(self, folder: str, body: bytes) -> Reply:
+        """Send an update's body under its name: at once, or above `RESUMABLE_BYTES` by offsets.
+
+        A gateway of an older release knows it by the digest of all of it; so does the slot of an update that
+        was sent by an older client, whose answer was lost.
+
+        Args:
+            folder: Path to which the name is appended.
 
         Raises:
             GatewayRefused: If it is judged and refused, or refused at all.
             GatewayUnreachable: As `ask`.
         """
         if len(body) <= RESUMABLE_BYTES:
-            return self.ask("PUT", target, body)
+            name = update_name(body)
+            try:
+                return self.ask("PUT", f"{folder}/{name}", body, digest=name)
+            except GatewayRefused as refused:
+                if refused.answer.code not in (ErrorCode.MALFORMED, ErrorCode.SLOT_TAKEN):
+                    raise
+                with suppress(GatewayRefused):
+                    return self.ask("PUT", f"{folder}/{digest_of(body)}", body)
+                raise
+        target = f"{folder}/{digest_of(body)}"
         offset, stuck = self._offset(target), 0
         while True:
             part = body[offset : offset + RESUMABLE_BYTES]
@@ -290,15 +311,21 @@ class GatewayConnection:
             self._waits.sleep(wait)
 
     def _sent(
-        self, method: str, target: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        digest: str | None = None,
     ) -> http.client.HTTPResponse:
         if self._open is None:
             self._open = self._connected()
         self._open.timeout = timeout_seconds
         if self._open.sock is not None:
             self._open.sock.settimeout(timeout_seconds)
-        digest = digest_of(body) if body else EMPTY_DIGEST
-        signed = {} if self._sign is None else self._sign(method, target, digest)
+        said = digest or (digest_of(body) if body else EMPTY_DIGEST)
+        signed = {} if self._sign is None else self._sign(method, target, said)
         length = {"Content-Length": str(len(body))} if method in ("PUT", "POST", "PATCH") else {}
         self._open.request(method, target, body or None, {**headers, **signed, **length})
         return self._open.getresponse()

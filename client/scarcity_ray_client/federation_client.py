@@ -510,7 +510,7 @@ class FederationClient:
     def _deliver(self, path: Path) -> UpdateAnswer | ErrorAnswer:
         body, round_id = path.read_bytes(), path.stem.partition("-")[2]
         try:
-            reply = self._gateway.upload(f"/v1/updates/{round_id}/{digest_of(body)}", body)
+            reply = self._gateway.upload(f"/v1/updates/{round_id}", body)
         except GatewayRefused as refused:
             if refused.answer.code not in _OVER:
                 raise

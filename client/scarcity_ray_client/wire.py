@@ -5,11 +5,18 @@ is signed by the client's Ed25519 key, since TLS may end at a proxy: over ``scar
 break, and a JSON list of federation id, method, path with query, client id, nonce, time (unix seconds) and
 the body's SHA-256. The signature travels in headers (`SignedRequest`).
 
-An update's body, whose SHA-256 is in its path::
+An update's body::
 
     length     u32 little-endian, of the header
     header     JSON of `UpdateHeader`, with the signature that `sign_update` makes
     row        float32 little-endian, (d,), to the body's end
+
+Its *name*, in its path and in the signed request, is the SHA-256 of its head: of length and header
+(`update_name`). That names the row too, since the header's signature is over the row's own digest, which the
+basket computes and checks: a row is hashed once, by whoever judges it. Whoever ends TLS could put another row
+beside a signed head; its basket refuses it then as ``bad_signature``, at no cost to its client's trust. The
+SHA-256 of the whole body is its name too: older clients say that one, and bodies that are sent in parts must,
+since the parts lie on a disk meanwhile.
 
 Guarantees:
     what_is_written_is_read_back
@@ -23,6 +30,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import json
 import math
 import re
@@ -65,8 +73,8 @@ MOST_TOLD_LINKS = 1000
 """Rows of a site's ledger that one update tells of."""
 CLIENT, NONCE, TIME, SIGNATURE = (f"Scarcity-{name}" for name in ("Client", "Nonce", "Time", "Signature"))
 BODY_DIGEST = "Scarcity-Body-Digest"
-"""SHA-256 of this request's body, hexadecimal: sent wherever there is a body, so that the signature can be
-checked before the body is read."""
+"""SHA-256 of this request's body, or of an update's head, hexadecimal: sent wherever there is a body, so that
+the signature can be checked before the body is read."""
 UPLOAD_OFFSET, UPLOAD_LENGTH = "Upload-Offset", "Upload-Length"
 MODEL_VERSION, MODEL_ROUND = "Scarcity-Model-Version", "Scarcity-Model-Round"
 EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
@@ -387,6 +395,31 @@ def update_body(header: UpdateHeader, row: FloatVector) -> bytes:
     return struct.pack("<I", len(head)) + head + np.ascontiguousarray(row, "<f4").tobytes()
 
 
+def update_name(body: bytes | memoryview) -> str:
+    """The name under which an upload is sent at once: SHA-256 of its head, hexadecimal."""
+    return hashlib.sha256(memoryview(body)[: 4 + _head_length(body)]).hexdigest()
+
+
+def is_named(body: bytes | memoryview, name: str) -> bool:
+    """Whether an upload has this name: of its head or, as older clients say and parts do, of all of it.
+
+    Raises:
+        MessageRefused: If it has no head.
+    """
+    return hmac.compare_digest(update_name(body), name) or hmac.compare_digest(digest_of(body), name)
+
+
+def _head_length(body: bytes | memoryview) -> int:
+    if len(body) < 4:
+        raise MessageRefused("torn", "it ends within its header's length")
+    (length,) = struct.unpack_from("<I", body)
+    if length > MOST_HEADER_BYTES:
+        raise MessageRefused("foreign", f"its header of {length} bytes is longer than {MOST_HEADER_BYTES}")
+    if len(body) < 4 + length:
+        raise MessageRefused("torn", "it ends within its header")
+    return int(length)
+
+
 def read_update_body(body: bytes | memoryview, vector_dim: int) -> tuple[UpdateHeader, FloatVector]:
     """Header and row (d,) of an upload; the row may be not finite, which the basket judges.
 
@@ -395,13 +428,7 @@ def read_update_body(body: bytes | memoryview, vector_dim: int) -> tuple[UpdateH
     Raises:
         MessageRefused: If it is none.
     """
-    if len(body) < 4:
-        raise MessageRefused("torn", "it ends within its header's length")
-    (length,) = struct.unpack_from("<I", body)
-    if length > MOST_HEADER_BYTES:
-        raise MessageRefused("foreign", f"its header of {length} bytes is longer than {MOST_HEADER_BYTES}")
-    if len(body) < 4 + length:
-        raise MessageRefused("torn", "it ends within its header")
+    length = _head_length(body)
     given = _Fields("update header", bytes(body[4 : 4 + length]))
     header = given.end(
         UpdateHeader(
@@ -709,7 +736,7 @@ class SignedRequest:
     Attributes:
         nonce: 32 hexadecimal digits, of this request alone.
         time_seconds: Unix seconds at the client.
-        body_digest: SHA-256 of the body, hexadecimal.
+        body_digest: SHA-256 of the body, hexadecimal; an update's name.
     """
 
     client_id: str
@@ -810,7 +837,7 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """A body's SHA-256 as paths and headers have it."""
     return hashlib.sha256(data).hexdigest()
 

@@ -517,10 +517,10 @@ class BasketHost(Role):
         """Phase 2: each party's encrypted shares."""
         return self._secure.each(session_id, parties, lambda at, p: at.participants[p].share_keys(adverts))
 
-    def mask(self, session_id: str, party: str, inbox: Inbox) -> MaskedInput | None:
-        """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
+    def mask(self, session_id: str, inboxes: Mapping[str, Inbox]) -> Answers[MaskedInput]:
+        """Phase 3: each party's masked contribution; from here on its aggregate may be in the sum."""
         with self._saved_or_no_part():
-            return self._secure.mask(session_id, party, inbox)
+            return self._secure.mask(session_id, inboxes)
 
     def confirm(
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]

@@ -27,6 +27,7 @@ from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import (
     Advert,
+    Agreements,
     Confirmation,
     Endorsement,
     Inbox,
@@ -85,11 +86,13 @@ class Attempt:
     ) -> None:
         self.terms = terms
         self.session_id = terms.session_id
+        self.charge_id = terms.charge_id
         self.opened_at = opened_at
         self.num_left_out = num_left_out
         self.participants: dict[str, Participant] = {}
         self.handed_in: dict[str, BasketModel] = {}
-        self._survivors: dict[str, frozenset[str]] = {}
+        self._survivors: dict[str, tuple[str, ...]] = {}
+        self._counted: tuple[str, ...] | None = None
         self._plan = plan
         self._noise = noise
         self._least_weighted = least_weighted
@@ -125,22 +128,26 @@ class Attempt:
         if model is not None:
             if model is not basket.latest.fresh:
                 raise _changed(party)
-            basket.latest.hand_in(model, self.terms.charge_id)
+            basket.latest.hand_in(model, self.charge_id)
             self.handed_in[party] = model
         context, release = self.terms.context, self.terms.release
         part = contribution(model, party, release, self._plan)
         return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
 
     def confirm(self, party: str, survivors: tuple[str, ...]) -> Confirmation:
-        """A party's signature on the survivors, of whom enough must have weight."""
+        """A party's signature on the survivors, of whom enough must have weight.
+
+        They are counted once for all parties that are told the same tuple, which one of them has signed.
+        """
         release = self.terms.release
-        weighted = release.num_weighted(p for p in set(survivors) if p in release.weights)
-        if weighted < self._least_weighted:
-            raise ProtocolViolation(
-                f"{weighted} survivors of weight; at least {self._least_weighted} are needed"
-            )
+        if survivors is not self._counted:
+            weighted = release.num_weighted(p for p in set(survivors) if p in release.weights)
+            if weighted < self._least_weighted:
+                raise ProtocolViolation(
+                    f"{weighted} survivors of weight; at least {self._least_weighted} are needed"
+                )
         confirmation = self.participants[party].confirm(survivors)
-        self._survivors[party] = frozenset(survivors)
+        self._counted = self._survivors[party] = survivors
         return confirmation
 
     def dropped(self) -> list[str]:
@@ -153,7 +160,7 @@ class Attempt:
         if len(confirmed) != 1:
             raise ProtocolViolation(f"baskets of one actor have confirmed {len(confirmed)} sets of survivors")
         everybody = {party.party_id for party in self.terms.context.parties}
-        return sorted(everybody - confirmed.pop())
+        return sorted(everybody.difference(confirmed.pop()))
 
     def spend(self, party: str, basket: Basket) -> None:
         """Note that the party's contribution may be released from now on."""
@@ -283,7 +290,7 @@ class SecureParties:
         refusal: str | None = None
         try:
             check_types(terms)
-            view = PublicView(terms.context)
+            view, agreements = PublicView(terms.context), Agreements()
             least = least_weighted(terms, self._last.plan, self.chain.newest, self._last.ledger_head)
             attempt = self._begin(terms, least)
             known, model_hash = self.chain.known(), self._last.agreement_hash(terms.release)
@@ -304,6 +311,7 @@ class SecureParties:
                     known_parties=known,
                     model_hash=model_hash,
                     view=view,
+                    agreements=agreements,
                 )
                 attempt.participants[party] = participant
                 return participant.advertise()
@@ -320,12 +328,14 @@ class SecureParties:
             return {}
         return _by_party(parties, attempt.participants, lambda party: step(attempt, party))
 
-    def mask(self, session_id: str, party: str, inbox: Inbox) -> MaskedInput | None:
-        """A party's masked contribution; None if it is not here."""
-        attempt, basket = self._current(session_id), self._baskets.get(party)
-        if attempt is None or basket is None or party not in attempt.participants:
-            return None
-        return attempt.participants[party].mask(inbox, attempt.hand_in(party, basket))
+    def mask(self, session_id: str, inboxes: Mapping[str, Inbox]) -> Answers[MaskedInput]:
+        """The masked contribution of each party that was given an inbox and still has its basket here."""
+
+        def hand_in(attempt: Attempt, party: str) -> MaskedInput:
+            part = attempt.hand_in(party, self._baskets[party])
+            return attempt.participants[party].mask(inboxes[party], part)
+
+        return self.each(session_id, [party for party in inboxes if party in self._baskets], hand_in)
 
     def unmask(
         self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
@@ -336,7 +346,7 @@ class SecureParties:
         if attempt is None:
             return {}
         try:
-            charge_id, release = attempt.terms.charge_id, attempt.terms.release
+            charge_id, release = attempt.charge_id, attempt.terms.release
             charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped()
             self._charges.release(charge_id, *charge)
         except ProtocolViolation:
@@ -381,7 +391,7 @@ class SecureParties:
         """Wipe the keys of the current session, and settle what was handed in to it."""
         attempt = self._wipe()
         if attempt is not None and attempt.handed_in:
-            self._unsettled[attempt.terms.charge_id] = attempt.handed_in
+            self._unsettled[attempt.charge_id] = attempt.handed_in
         self._settle()
 
     def take_up(self) -> None:

@@ -1,7 +1,8 @@
 """One session of secure aggregation as the global aggregator drives it: phases of calls to the basket actors.
 
 `secagg` defines the messages and the thresholds. Here the calls of a phase are made in parallel, and a party
-that does not answer is left out of the next phase.
+that does not answer is left out of the next phase. A phase is one call to each actor, whatever number of
+parties it has; only masked inputs are asked for in several calls where they are long.
 
 A basket actor speaks for its own parties only: an answer for any other party, or one that is no message, is
 noted as a violation and dropped.
@@ -28,6 +29,10 @@ Receive = Callable[[str, Any], None]
 """Takes the message that was given for a party; nothing in it is checked yet."""
 
 
+MASKED_BYTES = 1 << 24
+"""Masked inputs that one answer holds at most, in bytes; one input may be longer."""
+
+
 class PartyCalls:
     """Calls to the basket actors for their parties, in parallel.
 
@@ -47,31 +52,24 @@ class PartyCalls:
         parties: Iterable[str],
         call_for: Callable[[tuple[str, ...]], Call[BasketHost, Any]],
         receive: Receive,
+        most: int | None = None,
     ) -> None:
-        """One call to each actor for all its parties; each answer goes to `receive`, by party."""
+        """One call to each actor for all its parties; each answer goes to `receive`, by party.
+
+        Args:
+            most: Parties in one call; an actor with more is called more than once.
+        """
         batches: dict[int, list[str]] = defaultdict(list)
         for party in sorted(parties):
             batches[self._slots[party]].append(party)
-        calls = {
-            slot: call_for(tuple(batch)).send(self._peers, basket_actor(slot))
-            for slot, batch in sorted(batches.items())
-        }
-        answers: dict[str, Any] = {}
-        for slot, call in calls.items():
-            answers |= self._own_messages(slot, batches[slot], self._answer(slot, call))
-        for party in sorted(answers):
-            self._take(receive, party, answers[party])
-
-    def each(
-        self, parties: Sequence[str], call_for: Callable[[str], Call[BasketHost, Any]], receive: Receive
-    ) -> None:
-        """One call for each party, so that one answer at a time is held here."""
         calls = [
-            (party, call_for(party).send(self._peers, basket_actor(self._slots[party]))) for party in parties
+            (slot, batch, call_for(batch).send(self._peers, basket_actor(slot)))
+            for slot, here in sorted(batches.items())
+            for batch in _pieces(here, most or len(here))
         ]
-        for party, call in calls:
-            message = self._answer(self._slots[party], call)
-            if message is not None:
+        while calls:
+            slot, batch, call = calls.pop(0)
+            for party, message in self._own_messages(slot, batch, self._answer(slot, call)).items():
                 self._take(receive, party, message)
 
     def end(self, parties: Iterable[str], session_id: str, spent: tuple[str, ...]) -> None:
@@ -147,10 +145,12 @@ class SecureSession:
             lambda batch: Call(BasketHost.share_keys, self._id, batch, adverts),
             _owned(coordinator.add_key_shares),
         )
-        self._calls.each(
+        words = self._terms.context.dimension * self._terms.context.ring_bits // 8
+        self._calls.phase(
             coordinator.sharers(),
-            lambda party: Call(BasketHost.mask, self._id, party, coordinator.inbox(party)),
+            lambda batch: Call(BasketHost.mask, self._id, {p: coordinator.inbox(p) for p in batch}),
             _owned(coordinator.add_masked),
+            most=max(1, MASKED_BYTES // words),
         )
         self._survivors = survivors = coordinator.survivors()
         _require_weight(self._terms, survivors, self._least_weighted)
@@ -235,6 +235,10 @@ def _require_weight(terms: SessionTerms, survivors: Sequence[str], least_weighte
     weighted = terms.release.num_weighted(survivors)
     if weighted < least_weighted:
         raise SecureAggregationAborted(f"{weighted} fresh baskets survived, a release needs {least_weighted}")
+
+
+def _pieces(parties: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    return [tuple(parties[at : at + most]) for at in range(0, len(parties), most)]
 
 
 def _owned(add: Callable[[Any], None]) -> Receive:

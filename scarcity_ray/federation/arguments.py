@@ -11,6 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -269,9 +270,8 @@ def _column(what: str, values: object, wanted: str) -> tuple[Any, ...] | None:
 
 
 def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
-    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
-        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
-    try:
-        return list(values)
-    except (TypeError, MemoryError):  # An array of no dimension; a range of 2^62.
-        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}") from None
+    if not isinstance(values, str | bytes | bytearray | Mapping) and isinstance(values, Iterable):
+        # An array of no dimension has no items, and a range of 2^62 too many.
+        with suppress(TypeError, MemoryError):
+            return list(values)
+    raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")

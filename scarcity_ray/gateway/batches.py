@@ -33,17 +33,20 @@ class Batches(Generic[Q, A]):
     ) -> None:
         self._answer, self._start, self._size, self._most_bytes = answer, start, size, most_bytes
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
-        self._is_asking = False
+        self._is_asking = self._is_due = False
 
     def ask(self, question: Q) -> asyncio.Future[A]:
         """The answer, with those of the questions beside it; what its call raises is raised for all."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[A] = loop.create_future()
         self._waiting.append((question, future))
-        self._go_on(loop)
+        if not (self._is_due or self._is_asking):
+            self._is_due = True
+            loop.call_soon(self._go_on, loop)  # with what other requests ask in this turn of the loop
         return future
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_due = False
         while self._waiting and not self._is_asking:
             taken = self._take()
             questions = [question for question, _ in taken]

@@ -17,6 +17,8 @@ from scarcity_ray.errors import ActorLost
 from scarcity_ray.federation.stopping import finishing
 
 T = TypeVar("T")
+FINISHING_SECONDS = 0.1
+"""For which one call after the other is done before an interruption is let through."""
 
 
 class OnDriver(Protocol):
@@ -44,6 +46,16 @@ class OwnDriver:
     def start(self, work: Callable[[], T], /) -> Future[T]:
         """Run `work` in a thread of its own."""
         return self._thread.submit(self, work)
+
+
+def _do(work: Callable[[], T], done: Future[T]) -> None:
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)
+    except BaseException:
+        done.set_exception(ActorLost("driver", "it was interrupted", True))
+        raise
 
 
 class SharedDriver:
@@ -82,13 +94,15 @@ class SharedDriver:
             except queue.Empty:
                 return
             with finishing():
-                try:
-                    done.set_result(work())
-                except Exception as error:
-                    done.set_exception(error)
-                except BaseException:
-                    done.set_exception(ActorLost("driver", "it was interrupted", True))
-                    raise
+                begun = time.monotonic()
+                while True:
+                    _do(work, done)
+                    if time.monotonic() - begun > FINISHING_SECONDS:
+                        break
+                    try:
+                        work, done = self._left.get_nowait()
+                    except queue.Empty:
+                        break
 
     def close(self) -> None:
         """Refuse whatever is left."""

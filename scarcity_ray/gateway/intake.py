@@ -9,6 +9,7 @@ Guarantees:
     another_body_for_an_accepted_slot_is_refused
     a_refusal_is_told_with_its_reason
     an_upload_whose_fate_is_unknown_is_to_be_sent_again
+    a_row_that_its_site_has_not_signed_is_not_charged_to_it
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
+from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch, is_signed
 from scarcity_ray.errors import PrivacyBudgetExhausted, ScarcityError
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.served_round import Site
@@ -117,8 +118,12 @@ class Intake:
             for place in pending:
                 by_round[uploads[place].header.round_id].append(place)
             for round_id, places in by_round.items():
-                said = self._submitted(round_id, [uploads[place] for place in places])
-                answers.update(zip(places, said, strict=True))
+                signed = [place for place in places if self._may_be_charged(uploads[place])]
+                unsigned = [place for place in places if place not in signed]
+                answers |= {place: _not_signed(uploads[place]) for place in unsigned}
+                if signed:
+                    said = self._submitted(round_id, [uploads[place] for place in signed])
+                    answers.update(zip(signed, said, strict=True))
             unknown = [
                 place
                 for place in pending
@@ -128,6 +133,16 @@ class Intake:
             if not pending:
                 break
         return [answers[place] for place in range(len(uploads))]
+
+    def _may_be_charged(self, upload: Upload) -> bool:
+        """Whether its site has signed a row that would be charged to it before its basket sees it.
+
+        Whoever ends TLS may put another row beside a head that the site has signed (`wire`).
+        """
+        if self._driver.supervisor.plan.site_noise is None:
+            return True
+        message = upload.header.statement(self._driver.signing_scope(), upload.row).encode()
+        return is_signed(upload.site.public_key, message, upload.header.signature)
 
     def _registered(self, upload: Upload) -> bool:
         try:
@@ -176,6 +191,10 @@ class Intake:
         }
         if told and self._driver.supervisor.plan.site_noise is not None:
             self._driver.note_site_ledgers({c: extension for c, extension in told.items() if extension})
+
+
+def _not_signed(upload: Upload) -> Receipt:
+    return Receipt(False, Rejection.BAD_SIGNATURE, None, upload.header.round_id)
 
 
 def site_of(enrolment: Enrolment) -> Site:

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from aiohttp import web
@@ -65,6 +65,7 @@ from scarcity_ray_client.wire import (
     KeyRequest,
     SignedRequest,
     is_digest,
+    is_named,
     read_update_body,
 )
 
@@ -75,6 +76,7 @@ logger = logging.getLogger("scarcity_ray")
 
 PIECE_BYTES = 256 * 1024
 """Of a model, written at a time."""
+ALIGNED_BYTES = 16
 MOST_COUNT = 2**63 - 1
 """What the register's file and `ClientEvaluation` hold."""
 CONNECTIONS_PER_REQUEST = 4
@@ -264,7 +266,8 @@ class WebApp:
         if request.method in ("GET", "HEAD") and signed.body_digest != EMPTY_DIGEST:
             raise RefusedError(ErrorCode.MALFORMED, f"{request.method} has no body")
         asked = Asked(signed, request.method, request.raw_path, fingerprint)
-        found = await self._within(self._admitting.ask(asked))
+        asking = self._admitting.ask(asked)
+        found = await (asking if self._register.is_here else self._within(asking))
         if isinstance(found, ErrorAnswer):
             raise _refused(found)
         return Identified(found, signed.body_digest)
@@ -341,7 +344,9 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "the path names another body than the one that is signed")
         if (known := await self._known(key)) is not None:
             return known
-        async with self._body(request, self._most_bytes, asks.digest) as body:
+        async with self._body(request, self._most_bytes, None, 4 * self._terms.vector_dim) as body:
+            if not is_named(body, key.digest):
+                raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             return await self._judged(asks.site, key, body)
 
     async def _head(self, request: web.Request) -> web.StreamResponse:
@@ -458,11 +463,14 @@ class WebApp:
         return web.Response(status=204) if answer is None else _refusal(answer)
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[memoryview]:
+    async def _body(
+        self, request: web.Request, most: int, digest: str | None, row_bytes: int = 0
+    ) -> AsyncIterator[memoryview]:
         """A request's body, in memory that is counted while the block runs.
 
         Args:
-            digest: That it must have, hexadecimal.
+            digest: That it must have, hexadecimal; None: it is judged by another.
+            row_bytes: At its end, which are to lie aligned.
         """
         length = request.content_length
         if length is None:
@@ -473,18 +481,29 @@ class WebApp:
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
-            body, found = await self._read(request, length)
+            hashed = None if digest is None else hashlib.sha256()
+            body = await self._read(request, length, (row_bytes - length) % ALIGNED_BYTES, hashed)
             self._num_received += length
-            if digest is not None and not hmac.compare_digest(found, digest):
+            if (
+                hashed is not None
+                and digest is not None
+                and not hmac.compare_digest(hashed.hexdigest(), digest)
+            ):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body
         finally:
             release()
 
-    async def _read(self, request: web.Request, length: int) -> tuple[memoryview, str]:
-        """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
-        body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
-        room = body.data
+    async def _read(
+        self, request: web.Request, length: int, before: int, hashed: hashlib._Hash | None
+    ) -> memoryview:
+        """A body, hashed as it comes. Memory is reserved at once, and taken by the system as the bytes come.
+
+        Args:
+            before: Bytes that are left free before it.
+        """
+        body, config, end = np.empty(before + length, np.uint8), self._config, 0
+        room = body[before:].data
         now = asyncio.get_running_loop().time
         last = now() + body_deadline(config, length)
         try:
@@ -497,19 +516,18 @@ class WebApp:
                     if not piece or end + len(piece) > length:
                         raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
                     room[end : end + len(piece)] = piece
-                    hashed.update(piece)
+                    if hashed is not None:
+                        hashed.update(piece)
                     end += len(piece)
         except TimeoutError:
             raise RefusedError(ErrorCode.TIMED_OUT, "the body came too slowly", RETRY_SECONDS) from None
         body.setflags(write=False)
-        return body.data, hashed.hexdigest()
+        return body[before:].data
 
     def _too_big(self) -> RefusedError:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        if isinstance(answer, asyncio.Future) and answer.done():
-            return cast(T, answer.result())
         async with asyncio.timeout(ANSWER_SECONDS):
             return await answer
 

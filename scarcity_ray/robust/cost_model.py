@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scarcity_ray.robust.arrays.blocks import BLOCK_COLUMNS
 from scarcity_ray.robust.measures.order_statistics import order_statistics_kernel
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
+from scarcity_ray.robust.native.loader import worth_a_kernel
 from scarcity_ray.robust.rules.base import Rule
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.robust.rules.mean import sum_kernel
@@ -28,7 +30,8 @@ def estimated_seconds(
 ) -> float:
     """Seconds that the rule takes on one core, behind its pre-aggregation, from rows that are in memory."""
     cost = 0.0
-    compiled_products = gram_kernel() is not None
+    large = worth_a_kernel(num_rows, min(num_columns, BLOCK_COLUMNS))
+    compiled_products = large and gram_kernel() is not None
     if may_approximate(rule, pre):
         cost += 0.5 + 0.0096 * num_rows if compiled_products else 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
@@ -36,10 +39,10 @@ def estimated_seconds(
     elif rule.pivot_row is not None:
         cost += 1.1
     if isinstance(rule, CoordinatewiseRule):
-        compiled = order_statistics_kernel() is not None
+        compiled = large and order_statistics_kernel() is not None
         cost += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
         if pre:
             cost += 0.35 + 0.0125 * num_rows if compiled else 2.4 + 0.043 * num_rows
     elif pre or rule.name != "krum":
-        cost += 0.8 if sum_kernel() is None else 0.35
+        cost += 0.35 if large and sum_kernel() is not None else 0.8
     return cost * NANOSECOND * num_rows * num_columns

@@ -32,6 +32,7 @@ from scarcity_ray.secagg.context import (
 from scarcity_ray.secagg.coordinator import Coordinator
 from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
 from scarcity_ray.secagg.graph import GraphChoice, choose_graph
+from scarcity_ray.secagg.key_agreement import Agreements
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
@@ -48,6 +49,7 @@ from scarcity_ray_client.identity import IdentityKeyPair
 
 __all__ = [
     "Advert",
+    "Agreements",
     "Confirmation",
     "Coordinator",
     "Endorsement",

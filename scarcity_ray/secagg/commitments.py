@@ -6,13 +6,14 @@ on the last one agree on all of them. Commitments hide because what they hash ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from scarcity_ray.errors import ProtocolViolation
-from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.messages import Advert, SignedMessage
-from scarcity_ray.secagg.transcript import digest
+from scarcity_ray.secagg.transcript import bytes_header, digest, encode, text
 from scarcity_ray_client.identity import IdentityKeyPair
 
 
@@ -21,6 +22,9 @@ class Secret(StrEnum):
 
     SEED = "seed"
     KEY = "key"
+
+
+_SEED, _KEY = text(Secret.SEED), text(Secret.KEY)
 
 
 def roster_digest(context_digest: bytes, adverts: Iterable[Advert]) -> bytes:
@@ -44,19 +48,34 @@ def commit_to_seed(context_digest: bytes, owner: str, seed: bytes) -> bytes:
     return digest("seed", context_digest, owner, seed)
 
 
-def commit_to_share(roster: bytes, owner: str, holder: str, secret: Secret, share: bytes) -> bytes:
-    """Commitment to one holder's share of one secret."""
-    return digest("share", roster, owner, holder, secret, share)
+def share_binding(roster: bytes, owner: str, holder: str) -> bytes:
+    """What is bound to one pair of shares: their key, their associated data and both commitments to them."""
+    return _shares(roster) + text(owner) + text(holder)
 
 
-def require_authentic(context: SessionContext, context_digest: bytes, message: SignedMessage) -> None:
-    """Refuses a message of an unknown party, of another session, or with a false signature."""
-    position = context.position(message.party_id)
+@functools.lru_cache(maxsize=8)
+def _shares(roster: bytes) -> bytes:
+    """What the binding of every share of an attempt begins with."""
+    return encode("share", roster)
+
+
+def commit_to_share(binding: bytes, secret: Secret, share: bytes) -> bytes:
+    """Commitment to one holder's share of one secret, with the pair's `share_binding`."""
+    label = _SEED if secret is Secret.SEED else _KEY
+    return hashlib.sha256(binding + label + bytes_header(len(share)) + share).digest()
+
+
+def require_authentic(keys: Mapping[str, bytes], context_digest: bytes, message: SignedMessage) -> None:
+    """Refuses a message of an unknown party, of another session, or with a false signature.
+
+    Args:
+        keys: Identity keys of the session's parties.
+    """
+    public = keys.get(message.party_id)
     kind = type(message).__name__
-    if position is None:
+    if public is None:
         raise ProtocolViolation(f"{kind} of a party that is not in this session")
     if message.context_digest != context_digest:
         raise ProtocolViolation(f"{kind} of {message.party_id!r} belongs to another session or attempt")
-    public = context.parties[position].identity_public
     if not IdentityKeyPair.verify_with(public, message.signed_content(), message.signature):
         raise ProtocolViolation(f"{kind} of {message.party_id!r} carries a false signature")

@@ -7,7 +7,6 @@ parameter set is useless in any other.
 
 from __future__ import annotations
 
-import bisect
 import math
 from dataclasses import dataclass
 
@@ -134,17 +133,9 @@ class SessionContext:
             f"an int in {least}..{self.degree + 1} at degree {self.degree} (a majority of the neighbourhood)",
         )
 
-    def position(self, party_id: str) -> int | None:
-        """A party's place in ``parties``, or None for a stranger."""
-        at = bisect.bisect_left(self.parties, party_id, key=lambda party: party.party_id)
-        return at if at < len(self.parties) and self.parties[at].party_id == party_id else None
-
-    def point(self, party_id: str) -> int:
-        """The field point at which a party's shares are evaluated: its place, counted from one."""
-        at = self.position(party_id)
-        if at is None:
-            raise UsageError(f"{party_id!r} is not in this session")
-        return at + 1
+    def keys(self) -> dict[str, bytes]:
+        """Identity keys of the parties, by id."""
+        return {party.party_id: party.identity_public for party in self.parties}
 
     @property
     def rebuild_threshold(self) -> int:

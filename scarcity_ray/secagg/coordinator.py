@@ -38,6 +38,9 @@ from scarcity_ray.secagg.messages import (
 )
 from scarcity_ray.secagg.phases import COORDINATOR_TRANSITIONS, PHASES, Phase
 
+_PROBE = private_key_from(bytes(32))
+"""Agrees with every key but those of low order."""
+
 
 class Coordinator:
     """The coordinator of one attempt.
@@ -54,6 +57,7 @@ class Coordinator:
         context.check()
         self._context = context
         self._digest = context.digest()
+        self._keys = context.keys()
         self._phase = Phase.ADVERTISE
         self._aborted: SecureAggregationAborted | None = None
         self._adverts: dict[str, Advert] = {}
@@ -80,9 +84,8 @@ class Coordinator:
         """Takes a party's advert."""
         message = checked(advert, Advert)
         self._accept(message, Phase.ADVERTISE)
-        probe = private_key_from(bytes(32))
-        agree(probe, message.cipher_public)
-        agree(probe, message.mask_public)
+        agree(_PROBE, message.cipher_public)
+        agree(_PROBE, message.mask_public)
         self._adverts[message.party_id] = message
 
     def adverts(self) -> tuple[Advert, ...]:
@@ -209,10 +212,9 @@ class Coordinator:
         if len(heard) < least:
             self._abort(f"phase {wanted.value}: {len(heard)} parties, below the threshold of {least}")
         if wanted is not Phase.ADVERTISE:
-            graph = self._neighbourhoods()
-            for owner in sorted(self._key_shares):
-                if not graph.is_covered(owner, heard):
-                    self._abort(f"phase {wanted.value}: too few hold shares of {owner!r} to rebuild its mask")
+            lost = self._neighbourhoods().uncovered(heard).intersection(self._key_shares)
+            if lost:
+                self._abort(f"phase {wanted.value}: too few hold shares of {min(lost)!r} to rebuild its mask")
 
     def close(self) -> None:
         """Drops the sum and every message; an attempt that was not finished is aborted."""
@@ -236,7 +238,7 @@ class Coordinator:
             raise ProtocolViolation(f"a {kind} of {message.party_id!r} is not awaited")
         if message.party_id in self._heard(phase):
             raise ProtocolViolation(f"a second {kind} of {message.party_id!r}")
-        commitments.require_authentic(self._context, self._digest, message)
+        commitments.require_authentic(self._keys, self._digest, message)
 
     def _closes(self, step: str) -> bool:
         """Whether this call closes the phase, after checking that it may; False if it was closed before."""
@@ -254,7 +256,7 @@ class Coordinator:
     def _expected(self, phase: Phase) -> Collection[str]:
         """The parties that may send in a phase: those that sent in the one before."""
         if phase is Phase.ADVERTISE:
-            return [party.party_id for party in self._context.parties]
+            return self._keys
         return self._heard(PHASES[PHASES.index(phase) - 1])
 
     def _heard(self, phase: Phase) -> Collection[str]:

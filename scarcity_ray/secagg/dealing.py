@@ -13,25 +13,26 @@ neighbourhood, so nobody can gather both secrets of a party.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg import shamir
-from scarcity_ray.secagg.commitments import Secret, commit_to_seed, commit_to_share
+from scarcity_ray.secagg.commitments import Secret, commit_to_seed, commit_to_share, share_binding
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.key_agreement import (
     Entropy,
-    derive_key,
+    expand,
     private_key_from,
     public_key_of,
     seal,
     unseal,
 )
 from scarcity_ray.secagg.messages import Advert, Inbox, KeyShares, UnmaskShares
-from scarcity_ray.secagg.transcript import encode
 
 
 def deal(
@@ -49,31 +50,25 @@ def deal(
     Args:
         holders: Shamir point of each holder, in sorted order of their ids.
         threshold: Shares that rebuild a secret.
-        shared_secrets: The dealer's X25519 secret with each holder.
+        shared_secrets: By holder, the pseudorandom key of the shares between the two (`Agreements`).
     """
     seed_shares, key_shares = shamir.split(
         (secrets[Secret.SEED], secrets[Secret.KEY]), threshold, list(holders.values()), entropy
     )
-    dealt = list(zip(holders, seed_shares, key_shares, strict=True))
+    bindings = [share_binding(roster_digest, dealer, holder) for holder in holders]
     return KeyShares(
         party_id=dealer,
         context_digest=context_digest,
         roster_digest=roster_digest,
         holders=tuple(holders),
         sealed=tuple(
-            seal(
-                _share_key(shared_secrets[holder], roster_digest, dealer, holder),
-                seed_share + key_share,
-                encode("share", roster_digest, dealer, holder),
+            seal(expand(shared_secrets[holder], binding), seed_share + key_share, binding)
+            for holder, binding, seed_share, key_share in zip(
+                holders, bindings, seed_shares, key_shares, strict=True
             )
-            for holder, seed_share, key_share in dealt
         ),
-        seed_share_commitments=tuple(
-            commit_to_share(roster_digest, dealer, holder, Secret.SEED, share) for holder, share, _ in dealt
-        ),
-        key_share_commitments=tuple(
-            commit_to_share(roster_digest, dealer, holder, Secret.KEY, share) for holder, _, share in dealt
-        ),
+        seed_share_commitments=tuple(map(commit_to_share, bindings, repeat(Secret.SEED), seed_shares)),
+        key_share_commitments=tuple(map(commit_to_share, bindings, repeat(Secret.KEY), key_shares)),
     )
 
 
@@ -93,7 +88,7 @@ def gather(
         sharers: All who shared, sorted.
         dealt: By dealer in sorted order, messages that `require_dealt_to` let through.
     """
-    column = {dealer: message.holders.index(holder) for dealer, message in dealt.items()}
+    column = {dealer: bisect_left(message.holders, holder) for dealer, message in dealt.items()}
     return Inbox(
         party_id=holder,
         context_digest=context_digest,
@@ -112,7 +107,7 @@ def open_shares(
 
     Args:
         inbox: Checked for type, recipient and senders.
-        shared_secrets: The holder's X25519 secret with each dealer.
+        shared_secrets: By dealer, the pseudorandom key of the shares between the two (`Agreements`).
 
     Returns:
         By dealer, its seed share and its key share (68 bytes).
@@ -126,16 +121,16 @@ def open_shares(
     holder = inbox.party_id
     held: dict[str, bytearray] = {}
     for dealer, sealed, *committed in zip(*columns, strict=True):
-        key = _share_key(shared_secrets[dealer], roster_digest, dealer, holder)
-        plain = unseal(key, sealed, encode("share", roster_digest, dealer, holder))
+        binding = share_binding(roster_digest, dealer, holder)
+        plain = unseal(expand(shared_secrets[dealer], binding), sealed, binding)
         if plain is None:
             raise ProtocolViolation(f"the shares of {dealer!r} do not decrypt")
-        shares = halves(plain)
+        of_seed, of_key = halves(plain)
         expected = [
-            commit_to_share(roster_digest, dealer, holder, secret, share)
-            for secret, share in zip((Secret.SEED, Secret.KEY), shares, strict=True)
+            commit_to_share(binding, Secret.SEED, of_seed),
+            commit_to_share(binding, Secret.KEY, of_key),
         ]
-        if committed != expected or not all(shamir.is_share(share) for share in shares):
+        if committed != expected or not (shamir.is_share(of_seed) and shamir.is_share(of_key)):
             raise ProtocolViolation(f"the shares of {dealer!r} contradict its commitments")
         held[dealer] = bytearray(plain)
     return held
@@ -144,10 +139,6 @@ def open_shares(
 def halves(pair: Sequence[int]) -> tuple[bytes, bytes]:
     """A dealt pair's seed share and key share (34 bytes each)."""
     return bytes(pair[: shamir.SHARE_BYTES]), bytes(pair[shamir.SHARE_BYTES :])
-
-
-def _share_key(secret: bytes, roster_digest: bytes, dealer: str, holder: str) -> bytes:
-    return derive_key(secret, "share", roster_digest, dealer, holder)
 
 
 @dataclass
@@ -210,7 +201,7 @@ class Unmasking:
             by_holders[self.graph.present(owner, self.holders)[:least]].append(owner)
         rebuilt: dict[str, bytes] = {}
         for holders, group in by_holders.items():
-            points = [self.context.point(holder) for holder in holders]
+            points = [self.graph.points[holder] for holder in holders]
             shares = [[given[holder][owner] for holder in holders] for owner in group]
             for owner, value in zip(group, shamir.rebuild(points, shares), strict=True):
                 if value is None or not self._matches_advert(secret, owner, value):
@@ -223,8 +214,8 @@ class Unmasking:
     def _require_dealt(self, owner: str, holder: str, secret: Secret, share: bytes) -> None:
         dealt = self.key_shares[owner]
         column = dealt.seed_share_commitments if secret is Secret.SEED else dealt.key_share_commitments
-        given = commit_to_share(self.roster_digest, owner, holder, secret, share)
-        if given != column[dealt.holders.index(holder)] or not shamir.is_share(share):
+        given = commit_to_share(share_binding(self.roster_digest, owner, holder), secret, share)
+        if given != column[bisect_left(dealt.holders, holder)] or not shamir.is_share(share):
             raise ProtocolViolation(f"{holder!r} gave a false share of {owner!r}")
 
     def _matches_advert(self, secret: Secret, owner: str, value: bytes) -> bool:

@@ -35,9 +35,12 @@ protocol of this package, with every tail exact.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+
+import numpy as np
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.secagg.context import SessionContext
@@ -48,6 +51,9 @@ COMPLETE_UP_TO = 64
 
 class Graph:
     """The neighbourhoods of the parties that advertised, whose ids are given sorted.
+
+    Attributes:
+        points: The field point at which each party's shares are evaluated: its place in the context, from 1.
 
     Guarantees:
         neighbourhood_is_mutual_and_of_the_stated_degree
@@ -63,24 +69,38 @@ class Graph:
         if not self._is_complete:
             self._order = tuple(sorted(roster, key=lambda party: digest("graph", roster_digest, party)))
         self._place = {party: place for place, party in enumerate(self._order)}
+        self._neighbourhoods: dict[str, tuple[str, ...]] = {}
+        self.points = {party.party_id: point for point, party in enumerate(context.parties, start=1)}
 
     def neighbourhood(self, party_id: str) -> tuple[str, ...]:
         """The party and its neighbours, sorted: the holders of its shares."""
-        return tuple(sorted(self._around(party_id)))
+        if self._is_complete:
+            return self._order
+        known = self._neighbourhoods.get(party_id)
+        if known is None:
+            first, size = self._place[party_id] - self._reach, len(self._order)
+            around = (self._order[place % size] for place in range(first, first + 2 * self._reach + 1))
+            known = self._neighbourhoods[party_id] = tuple(sorted(around))
+        return known
 
     def present(self, party_id: str, present: Collection[str]) -> tuple[str, ...]:
         """Those of a party's neighbourhood who are in ``present``, sorted."""
-        return tuple(sorted(holder for holder in self._around(party_id) if holder in present))
+        return tuple(holder for holder in self.neighbourhood(party_id) if holder in present)
 
     def is_covered(self, party_id: str, present: Collection[str]) -> bool:
         """Whether enough of a party's neighbourhood is present to rebuild its secrets."""
-        return sum(holder in present for holder in self._around(party_id)) >= self._least
+        return sum(holder in present for holder in self.neighbourhood(party_id)) >= self._least
 
-    def _around(self, party_id: str) -> tuple[str, ...]:
+    def uncovered(self, present: Collection[str]) -> frozenset[str]:
+        """The parties that are not `is_covered`, all at once: a running count around the ring."""
+        here = np.array([party in present for party in self._order], dtype=np.int64)
         if self._is_complete:
-            return self._order
-        first, size = self._place[party_id] - self._reach, len(self._order)
-        return tuple(self._order[place % size] for place in range(first, first + 2 * self._reach + 1))
+            return frozenset() if here.sum() >= self._least else frozenset(self._order)
+        ring = np.concatenate([here[-self._reach :], here, here[: self._reach]])
+        counted = np.concatenate([[0], np.cumsum(ring)])
+        width = 2 * self._reach + 1
+        short = counted[width:] - counted[:-width] < self._least
+        return frozenset(itertools.compress(self._order, short))
 
 
 @dataclass(frozen=True, slots=True)

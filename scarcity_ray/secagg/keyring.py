@@ -19,7 +19,13 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.secagg.key_agreement import KEY_BYTES, Entropy, agree, private_key_from, public_key_of
+from scarcity_ray.secagg.key_agreement import (
+    KEY_BYTES,
+    Agreements,
+    Entropy,
+    private_key_from,
+    public_key_of,
+)
 from scarcity_ray.secagg.messages import Advert
 
 _NO_KEY = private_key_from(bytes(KEY_BYTES))
@@ -31,39 +37,39 @@ class Keyring:
     Attributes:
         seed: Of its self mask (32 bytes).
         scalar: Of its mask key, for sharing it out (32 bytes).
-        share_secrets: X25519 secret with each neighbour, of the cipher keys.
-        mask_secrets: X25519 secret with each neighbour, of the mask keys.
+        cipher_public: Public half of the key that protects shares, 32 bytes.
+        mask_public: Public half of the key that makes pair masks, 32 bytes.
+        share_secrets: By neighbour, the pseudorandom key of the shares between them, 32 bytes.
+        mask_secrets: By neighbour, the pseudorandom key of their mask keys' X25519 secret, 32 bytes.
         held: By dealer, the seed share and key share that this party holds (68 bytes).
     """
 
     __slots__ = (
+        "_agreements",
         "_cipher_private",
         "_mask_private",
+        "cipher_public",
         "held",
+        "mask_public",
         "mask_secrets",
         "scalar",
         "seed",
         "share_secrets",
     )
 
-    def __init__(self, entropy: Entropy) -> None:
+    def __init__(self, entropy: Entropy, agreements: Agreements | None = None) -> None:
         self.seed = bytearray(entropy(KEY_BYTES))
         self.scalar = bytearray(entropy(KEY_BYTES))
         self._mask_private = private_key_from(bytes(self.scalar))
         self._cipher_private = private_key_from(entropy(KEY_BYTES))
+        self.mask_public = public_key_of(self._mask_private)
+        self.cipher_public = public_key_of(self._cipher_private)
+        self._agreements = agreements or Agreements()
+        self._agreements.made(self.mask_public)
+        self._agreements.made(self.cipher_public)
         self.share_secrets: dict[str, bytes] = {}
         self.mask_secrets: dict[str, bytes] = {}
         self.held: dict[str, bytearray] = {}
-
-    @property
-    def cipher_public(self) -> bytes:
-        """Public half of the key that protects shares, 32 bytes."""
-        return public_key_of(self._cipher_private)
-
-    @property
-    def mask_public(self) -> bytes:
-        """Public half of the key that makes pair masks, 32 bytes."""
-        return public_key_of(self._mask_private)
 
     def agree_with(self, neighbours: Iterable[Advert]) -> None:
         """Agrees on both secrets with each neighbour.
@@ -71,9 +77,11 @@ class Keyring:
         Raises:
             ProtocolViolation: if a neighbour's key is of low order; nothing is kept then.
         """
-        adverts = list(neighbours)
-        share_secrets = {a.party_id: agree(self._cipher_private, a.cipher_public) for a in adverts}
-        self.mask_secrets = {a.party_id: agree(self._mask_private, a.mask_public) for a in adverts}
+        adverts, agreed = list(neighbours), self._agreements
+        cipher, ours = self._cipher_private, self.cipher_public
+        share_secrets = {a.party_id: agreed.for_shares(cipher, ours, a.cipher_public) for a in adverts}
+        mask, ours = self._mask_private, self.mask_public
+        self.mask_secrets = {a.party_id: agreed.for_masks(mask, ours, a.mask_public) for a in adverts}
         self.share_secrets = share_secrets
 
     def wipe_private_keys(self) -> None:
@@ -86,6 +94,7 @@ class Keyring:
         self.wipe_private_keys()
         self.seed[:] = bytes(len(self.seed))
         self.share_secrets, self.mask_secrets = {}, {}
+        self._agreements.wipe()
 
     def wipe(self) -> None:
         """Everything."""

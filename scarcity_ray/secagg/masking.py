@@ -16,6 +16,7 @@ the cache, and the cost is the cipher's. The words are little-endian on every ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,11 +25,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from scarcity_ray.secagg.fixed_point import RingArray
 from scarcity_ray.secagg.graph import Graph
-from scarcity_ray.secagg.key_agreement import agree, derive_key, private_key_from
+from scarcity_ray.secagg.key_agreement import agree, derive_key, expand, extract, private_key_from
 from scarcity_ray.secagg.messages import Advert
+from scarcity_ray.secagg.transcript import encode, text
 
 BLOCK_BYTES = 1 << 20
-_COUNTER_START = bytes(16)
+_COUNTER_FROM_ZERO = modes.CTR(bytes(16))
 
 
 class MaskTerm(NamedTuple):
@@ -49,8 +51,19 @@ def self_mask_key(seed: bytes, sharers_digest: bytes, owner: str) -> bytes:
 
 
 def pair_mask_key(secret: bytes, sharers_digest: bytes, one: str, other: str) -> bytes:
-    """Key of a pair's mask (32 bytes), the same whichever of the two is named first."""
-    return derive_key(secret, "pair_mask", sharers_digest, *sorted((one, other)))
+    """Key of a pair's mask (32 bytes), the same whichever of the two is named first.
+
+    Args:
+        secret: The pseudorandom key of the pair's X25519 secret, of their mask keys.
+    """
+    first, second = (one, other) if one < other else (other, one)
+    return expand(secret, _pair_masks(sharers_digest) + text(first) + text(second))
+
+
+@functools.lru_cache(maxsize=8)
+def _pair_masks(sharers_digest: bytes) -> bytes:
+    """What the binding of every pair's mask begins with."""
+    return encode("pair_mask", sharers_digest)
 
 
 def terms_to_apply(
@@ -59,7 +72,7 @@ def terms_to_apply(
     """The masks that a party puts on its input.
 
     Args:
-        secrets: Its X25519 secret with each neighbour, of their mask keys.
+        secrets: By neighbour, the pseudorandom key of the pair's X25519 secret, of their mask keys.
         others: Its neighbours who shared their keys.
     """
     terms = [MaskTerm(self_mask_key(seed, sharers_digest, party), add=True)]
@@ -87,7 +100,7 @@ def terms_to_remove(
     for dropped, scalar in scalars.items():
         private = private_key_from(scalar)
         for survivor in graph.present(dropped, survivors):
-            secret = agree(private, adverts[survivor].mask_public)
+            secret = extract(agree(private, adverts[survivor].mask_public))
             terms.append(
                 MaskTerm(pair_mask_key(secret, sharers_digest, dropped, survivor), add=dropped < survivor)
             )
@@ -104,9 +117,7 @@ def apply_masks(vector: RingArray, terms: Sequence[MaskTerm]) -> None:
         opposite_masks_cancel_exactly
         mask_is_the_aes_ctr_keystream_of_its_key
     """
-    ciphers = [
-        (Cipher(algorithms.AES(term.key), modes.CTR(_COUNTER_START)).encryptor(), term.add) for term in terms
-    ]
+    ciphers = [(Cipher(algorithms.AES(term.key), _COUNTER_FROM_ZERO).encryptor(), term.add) for term in terms]
     words_a_block = BLOCK_BYTES // vector.dtype.itemsize
     zeros = np.zeros(min(BLOCK_BYTES, vector.nbytes), dtype=np.uint8)
     keystream = np.empty_like(zeros)

@@ -34,8 +34,19 @@ def _is_bytes(length: int) -> Check:
     return lambda value: type(value) is bytes and len(value) == length
 
 
-def _is_tuple_of(check: Check) -> Check:
-    return lambda value: type(value) is tuple and all(check(item) for item in value)
+def _are_ids(value: object) -> bool:
+    return (
+        type(value) is tuple
+        and set(map(type, value)) <= {str}
+        and all(1 <= length <= MAX_ID_LENGTH for length in set(map(len, value)))
+    )
+
+
+def _are_bytes(length: int) -> Check:
+    def are(value: object) -> bool:
+        return type(value) is tuple and set(map(type, value)) <= {bytes} and set(map(len, value)) <= {length}
+
+    return are
 
 
 def _is_vector(value: object) -> bool:
@@ -48,12 +59,12 @@ def _is_vector(value: object) -> bool:
 
 
 Id = Annotated[str, _is_id]
-Ids = Annotated[tuple[str, ...], _is_tuple_of(_is_id)]
+Ids = Annotated[tuple[str, ...], _are_ids]
 Digest = Annotated[bytes, _is_bytes(DIGEST_BYTES)]
-Digests = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(DIGEST_BYTES))]
+Digests = Annotated[tuple[bytes, ...], _are_bytes(DIGEST_BYTES)]
 Key = Annotated[bytes, _is_bytes(KEY_BYTES)]
-Shares = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(SHARE_BYTES))]
-Sealed = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(SEALED_BYTES))]
+Shares = Annotated[tuple[bytes, ...], _are_bytes(SHARE_BYTES)]
+Sealed = Annotated[tuple[bytes, ...], _are_bytes(SEALED_BYTES)]
 Signature = Annotated[bytes, _is_bytes(SIGNATURE_BYTES)]
 Vector = Annotated[RingArray, _is_vector]
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.secagg import commitments
-from scarcity_ray.secagg.admission import SessionGuard, require_joinable, require_roll
+from scarcity_ray.secagg.admission import SessionGuard
 from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.dealing import deal, halves, open_shares
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
-from scarcity_ray.secagg.key_agreement import Entropy
+from scarcity_ray.secagg.key_agreement import Agreements, Entropy
 from scarcity_ray.secagg.keyring import Keyring
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks, terms_to_apply
 from scarcity_ray.secagg.messages import (
@@ -34,7 +34,7 @@ from scarcity_ray.secagg.messages import (
     checked,
 )
 from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
-from scarcity_ray.secagg.public_view import PublicView
+from scarcity_ray.secagg.public_view import Listed, PublicView
 from scarcity_ray_client.identity import IdentityKeyPair
 
 
@@ -61,6 +61,7 @@ class Participant:
         known_parties: Mapping[str, bytes] | None = None,
         model_hash: bytes | None = None,
         view: PublicView | None = None,
+        agreements: Agreements | None = None,
     ) -> None:
         """Enters an attempt.
 
@@ -74,12 +75,19 @@ class Participant:
                 about another model is refused.
             view: What this party's host has checked of the same context for all parties that it hosts; None:
                 this party checks for itself.
+            agreements: What this party's host has agreed on in this attempt for the parties that it hosts;
+                None: this party's own.
 
         Raises:
             ProtocolViolation: if the context is not one that this party may join.
         """
         view = PublicView(context) if view is None or view.context is not context else view
-        require_joinable(context, party_id, identity, known_parties, model_hash)
+        if view.keys.get(party_id) != identity.public_bytes:
+            raise ProtocolViolation(f"this session does not name {party_id!r} with this identity")
+        if model_hash is not None and context.model_hash != model_hash:
+            raise ProtocolViolation("this session is about another model than this party was given")
+        if known_parties is not None:
+            view.require_known(known_parties)
         if guard is not None:
             guard.admit(context)
         self._guard = guard
@@ -90,7 +98,7 @@ class Participant:
         self._identity = identity
         self._entropy = entropy
         self._state = State.NEW
-        self._keyring = Keyring(entropy)
+        self._keyring = Keyring(entropy, agreements)
 
     @property
     def state(self) -> State:
@@ -118,7 +126,7 @@ class Participant:
         """
         after = self._next("share_keys")
         roll = self._view.roll(adverts)
-        self._require_roll(roll.ids, "adverts", self._view.members)
+        self._require_listed(roll.adverts, "adverts")
         if roll.adverts.get(self._party_id) != self._advert:
             raise ProtocolViolation("the roster lacks this party's own advert, or changes it")
         holders = roll.graph.neighbourhood(self._party_id)
@@ -127,7 +135,7 @@ class Participant:
         message = deal(
             self._party_id,
             {Secret.SEED: self._keyring.seed, Secret.KEY: self._keyring.scalar},
-            {holder: self._context.point(holder) for holder in holders},
+            {holder: roll.graph.points[holder] for holder in holders},
             self._context.rebuild_threshold,
             self._keyring.share_secrets,
             self._digest,
@@ -157,14 +165,14 @@ class Participant:
             raise UsageError(f"the input must be a uint{context.ring_bits} array")
         if vector.shape != (context.dimension,):
             raise UsageError(f"the input must have shape ({context.dimension},), not {vector.shape}")
-        held = self._open(checked(inbox, Inbox))
-        sharers_digest = self._view.sharers_digest(self._roll, inbox.sharers)
+        sharers = self._view.sharers(self._roll, checked(inbox, Inbox).sharers)
+        held = self._open(inbox, sharers)
         masked: RingArray = np.array(vector, order="C")
-        apply_masks(masked, self._mask_terms(sharers_digest, inbox.senders))
-        message = self._signed(MaskedInput(self._party_id, self._digest, sharers_digest, masked))
+        apply_masks(masked, self._mask_terms(sharers.digest, inbox.senders))
+        message = self._signed(MaskedInput(self._party_id, self._digest, sharers.digest, masked))
         self._keyring.wipe_mask_secrets()
         self._keyring.held = held
-        self._sharers, self._sharers_digest = inbox.sharers, sharers_digest
+        self._sharers = sharers
         self._state = after
         return message
 
@@ -179,17 +187,14 @@ class Participant:
                 party, or a neighbour in the set, has too few neighbours in it to hide among.
         """
         after = self._next("confirm")
-        if type(survivors) is not tuple or any(type(party) is not str for party in survivors):
-            raise ProtocolViolation("expected a tuple of party ids")
-        self._require_roll(survivors, "survivors", frozenset(self._sharers))
-        graph = self._roll.graph
-        digest, alone = self._view.survivors(graph, self._sharers_digest, survivors)
-        present = frozenset(survivors)
-        for party in graph.present(self._party_id, alone):
+        listed = self._view.survivors(self._roll, self._sharers, survivors)
+        self._require_listed(listed.members, "survivors")
+        alone = listed.members & listed.uncovered
+        for party in self._roll.graph.present(self._party_id, alone):
             raise ProtocolViolation(f"{party!r} has too few neighbours among the survivors")
-        self._survivors, self._survivors_digest = present, digest
+        self._survivors = listed
         self._state = after
-        return self._signed(Confirmation(self._party_id, self._digest, digest))
+        return self._signed(Confirmation(self._party_id, self._digest, listed.digest))
 
     def unmask(self, confirmations: tuple[Confirmation, ...]) -> UnmaskShares:
         """Phase 5: gives one share for each neighbour, once: the seed's if it survived, else the key's.
@@ -202,25 +207,22 @@ class Participant:
                 neighbourhood, confirmed; if a neighbour's confirmation is forged.
         """
         after = self._next("unmask")
-        by_party = self._view.confirmations(confirmations)
-        self._require_roll(tuple(by_party), "confirmations", self._survivors)
-        for message in by_party.values():
-            if message.survivors_digest != self._survivors_digest:
-                raise ProtocolViolation(f"{message.party_id!r} confirmed another set of survivors")
-        graph = self._roll.graph
-        neighbours = graph.present(self._party_id, by_party)
+        by_party, uncovered = self._view.confirmations(self._roll, self._survivors, confirmations)
+        self._require_listed(by_party, "confirmations")
+        neighbours = self._roll.graph.present(self._party_id, by_party)
         self._view.require_authentic(by_party[neighbour] for neighbour in neighbours)
-        if not graph.is_covered(self._party_id, by_party):
+        if self._party_id in uncovered:
             raise ProtocolViolation("too few of this party's neighbourhood confirmed the survivors")
         if self._guard is not None:
             self._guard.mark_released(self._context)
         held = self._keyring.held
-        seed_owners = tuple(owner for owner in held if owner in self._survivors)
-        key_owners = tuple(owner for owner in held if owner not in self._survivors)
+        survivors = self._survivors.members
+        seed_owners = tuple(owner for owner in held if owner in survivors)
+        key_owners = tuple(owner for owner in held if owner not in survivors)
         unmask_shares = UnmaskShares(
             self._party_id,
             self._digest,
-            self._survivors_digest,
+            self._survivors.digest,
             seed_owners,
             seed_shares=tuple(halves(held[owner])[0] for owner in seed_owners),
             key_owners=key_owners,
@@ -259,18 +261,19 @@ class Participant:
             )
         return after
 
-    def _require_roll(self, party_ids: tuple[str, ...], what: str, of: Container[str]) -> None:
-        require_roll(party_ids, what, of=of, including=self._party_id, at_least=self._context.threshold)
+    def _require_listed(self, party_ids: Container[str], what: str) -> None:
+        if self._party_id not in party_ids:
+            raise ProtocolViolation(f"the {what} leave this party out")
 
-    def _open(self, inbox: Inbox) -> dict[str, bytearray]:
+    def _open(self, inbox: Inbox, sharers: Listed) -> dict[str, bytearray]:
         """Decrypts and checks what each neighbour sent: seed share and key share, 68 bytes."""
         me = self._party_id
         if inbox.party_id != me or inbox.context_digest != self._digest:
             raise ProtocolViolation("the inbox is another party's or another session's")
-        self._require_roll(inbox.sharers, "sharers", self._roll.adverts)
-        if inbox.senders != self._roll.graph.present(me, frozenset(inbox.sharers)):
+        self._require_listed(sharers.members, "sharers")
+        if inbox.senders != self._roll.graph.present(me, sharers.members):
             raise ProtocolViolation("the inbox does not hold exactly the shares of this party's neighbours")
-        if not self._roll.graph.is_covered(me, frozenset(inbox.senders)):
+        if me in sharers.uncovered:
             raise ProtocolViolation("too few of this party's neighbourhood shared their keys")
         return open_shares(inbox, self._keyring.share_secrets, self._roll.digest)
 

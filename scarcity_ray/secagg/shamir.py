@@ -50,8 +50,9 @@ def split(
     limbs = np.frombuffer(b"".join(bytes(s) for s in secrets), dtype="<u2").astype(np.float64)
     coefficients = np.vstack([limbs, _uniform((threshold - 1) * limbs.size, entropy).reshape(-1, limbs.size)])
     values = _mod(_powers(points, threshold).astype(np.float64) @ coefficients)
-    rows = _to_bytes(values.reshape(len(points), len(secrets), _LIMBS))
-    return [[rows[i, j].tobytes() for i in range(len(points))] for j in range(len(secrets))]
+    rows = _to_bytes(values.reshape(len(points), len(secrets), _LIMBS).swapaxes(0, 1)).tobytes()
+    shares = [rows[at : at + SHARE_BYTES] for at in range(0, len(rows), SHARE_BYTES)]
+    return [shares[at : at + len(points)] for at in range(0, len(shares), len(points))]
 
 
 def rebuild(points: Sequence[int], shares: Sequence[Sequence[bytes]]) -> list[bytes | None]:
@@ -114,11 +115,15 @@ def _inverse(values: Field) -> Field:
 
 
 def _powers(points: Sequence[int], count: int) -> Field:
-    """The Vandermonde matrix x_i**j mod p, int64 (len(points), count)."""
+    """The Vandermonde matrix x_i**j mod p, int64 (len(points), count); each step doubles its columns."""
     x = np.asarray(points, dtype=np.int64)
     matrix = np.ones((x.size, count), dtype=np.int64)
-    for j in range(1, count):
-        matrix[:, j] = matrix[:, j - 1] * x % PRIME
+    known = 1
+    while known < count:
+        new = min(known, count - known)
+        step = matrix[:, known - 1, None] * x[:, None] % PRIME
+        matrix[:, known : known + new] = matrix[:, :new] * step % PRIME
+        known += new
     return matrix
 
 

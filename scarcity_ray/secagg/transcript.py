@@ -23,13 +23,13 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
     Guarantees:
         encodings_of_different_fields_differ
     """
-    parts: list[bytes] = [_text(_PREFIX + label)]
+    parts: list[bytes] = [text(_PREFIX + label)]
     for value in fields:
         if isinstance(value, bytes):
-            parts.append(_bytes_header(len(value)))
+            parts.append(bytes_header(len(value)))
             parts.append(value)
         elif isinstance(value, str):
-            parts.append(_text(value))
+            parts.append(text(value))
         else:
             content = value.to_bytes((value.bit_length() + 7) // 8, "big")
             parts.append(_HEADER(b"i", len(content)))
@@ -37,15 +37,20 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
     return b"".join(parts)
 
 
-@functools.lru_cache(maxsize=1024)
-def _text(value: str) -> bytes:
-    """Ids and labels come again and again."""
+@functools.lru_cache(maxsize=1 << 12)
+def text(value: str) -> bytes:
+    """A text as `encode` writes it; ids and labels come again and again.
+
+    An encoding with such a field appended is the encoding of one field more, so what many encodings begin
+    with is made once.
+    """
     content = value.encode("utf-8", "surrogatepass")
     return _HEADER(b"s", len(content)) + content
 
 
 @functools.lru_cache(maxsize=256)
-def _bytes_header(length: int) -> bytes:
+def bytes_header(length: int) -> bytes:
+    """What `encode` writes before that many bytes."""
     return _HEADER(b"b", length)
 
 

@@ -82,9 +82,8 @@ def masked_in(
     keys = [*host._secure.attempt.participants.values()]
     for shares in host.share_keys(terms.session_id, parties, coordinator.adverts()).values():
         coordinator.add_key_shares(shares)
-    for party in coordinator.sharers():
-        masked = host.mask(terms.session_id, party, coordinator.inbox(party))
-        assert masked is not None
+    inboxes = {party: coordinator.inbox(party) for party in coordinator.sharers()}
+    for masked in host.mask(terms.session_id, inboxes).values():
         coordinator.add_masked(masked)
     return coordinator, keys
 

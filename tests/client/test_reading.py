@@ -236,3 +236,20 @@ def test_one_row_that_waits_does_not_keep_the_others_in_memory() -> None:
         assert tracemalloc.get_traced_memory()[0] < 3 * kept.nbytes
     finally:
         tracemalloc.stop()
+
+
+def test_a_row_in_memory_that_nobody_can_write_to_is_kept_as_it_lies():
+    body = bytes(range(4)) * 8
+    row = np.frombuffer(body, np.float32, offset=4)
+    assert read_row(row, 7) is row
+    assert (
+        read_row(np.frombuffer(body + bytes(9000), np.float32, 7), 7).base is None
+    )  # it would hold the rest
+    owner = np.ones(8, np.float32)
+    owner.setflags(write=False)
+    handed = np.frombuffer(owner.data, np.float32)
+    assert read_row(handed, 8) is handed
+    assert read_row(owner, 8) is not owner  # whoever has set it to read-only may set it back
+    aside = np.frombuffer(bytes(29), np.float32, 7, offset=1)
+    assert read_row(aside, 7).flags.aligned
+    assert read_row(np.frombuffer(np.float32([np.nan, 1.0]).tobytes(), np.float32), 2) is Rejection.NOT_FINITE

@@ -35,8 +35,10 @@ from scarcity_ray_client.wire import (
     UpdateAnswer,
     UpdateHeader,
     digest_of,
+    is_named,
     read_update_body,
     update_body,
+    update_name,
 )
 
 KEY, OTHER = IdentityKeyPair.generate(), IdentityKeyPair.generate()
@@ -120,6 +122,17 @@ def test_an_update_is_read_back(header, row):
     assert read == header
     assert numbers.tobytes() == row.tobytes()
     assert update_body(header, row) == body  # the same upload again
+
+
+@given(headers, rows)
+def test_an_update_is_named_by_its_head_or_by_all_of_it(header, row):
+    body = update_body(header, row)
+    assert is_named(body, update_name(body))
+    assert is_named(body, digest_of(body))
+    assert update_name(body) != digest_of(body)
+    assert update_name(body + bytes(4)) == update_name(body)
+    other = update_body(replace(header, sequence=header.sequence ^ 1), row)
+    assert not is_named(other, update_name(body))
 
 
 @given(headers, rows, st.data())

@@ -310,7 +310,7 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
     identity = role(fed, "basket:1")._baskets[liar].identity
     honest = PartyCalls.phase
 
-    def two_stories(self: PartyCalls, parties: Any, call_for: Any, receive: Any) -> None:
+    def two_stories(self: PartyCalls, parties: Any, call_for: Any, receive: Any, most: Any = None) -> None:
         if call_for(()).method == "advertise":
             terms = call_for(()).args[0]
             occasion = signed_facts.Occasion.of(terms.context, "")
@@ -332,7 +332,7 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
                 return Call(BasketHost.advertise, terms if batch[0] in first else other, batch)
 
             return honest(self, parties, given, receive)
-        return honest(self, parties, call_for, receive)
+        return honest(self, parties, call_for, receive, most)
 
     monkeypatch.setattr(PartyCalls, "phase", two_stories)
     assert fed.force_aggregate() is None
@@ -359,7 +359,7 @@ def test_corrupt_baskets_that_call_themselves_fresh_are_not_counted(
     )
     honest = host.mask
     monkeypatch.setattr(
-        host, "mask", lambda s, party, i: None if party == "d09_basket_0" else honest(s, party, i)
+        host, "mask", lambda s, given: honest(s, {p: i for p, i in given.items() if p != "d09_basket_0"})
     )
     without_its_own_checks(fed, monkeypatch)
     assert fed.force_aggregate() is None, "nine of ten survive, two of them with weight"
@@ -420,9 +420,9 @@ def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
     """From the confirmations on these alone are asked; the others hear nothing more of the session."""
     honest = PartyCalls.phase
 
-    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any, most: Any = None) -> None:
         confirming = call_for(()).method == "confirm"
-        honest(self, [p for p in parties if p in signers or not confirming], call_for, receive)
+        honest(self, [p for p in parties if p in signers or not confirming], call_for, receive, most)
 
     monkeypatch.setattr(PartyCalls, "phase", phase)
 
@@ -614,15 +614,15 @@ def test_what_is_masked_is_what_was_stated(fed_of: Any, monkeypatch: pytest.Monk
     here, there = "d00_basket_0", "d01_basket_0"
     honest = PartyCalls.phase
 
-    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any, most: Any = None) -> None:
         if call_for(()).method != "advertise":
-            return honest(self, parties, call_for, receive)
-        honest(self, [here], call_for, receive)
+            return honest(self, parties, call_for, receive, most)
+        honest(self, [here], call_for, receive, most)
         fed._driver.run_layer1(None, force=True)
         role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
         latest = role(fed, "basket:1")._baskets[there].latest
         latest.replace(replace(latest.model), ["0_0", "1_0"])
-        return honest(self, [p for p in parties if p != here], call_for, receive)
+        return honest(self, [p for p in parties if p != here], call_for, receive, most)
 
     monkeypatch.setattr(PartyCalls, "phase", phase)
     aggregator = without_its_own_checks(fed, monkeypatch)
@@ -635,13 +635,18 @@ def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_maske
     fed_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = fed_of(6)
-    honest = PartyCalls.each
+    honest = PartyCalls.phase
 
-    def mask(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
-        role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
-        honest(self, parties, call_for, receive)
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any, most: Any = None) -> None:
+        def discarding(batch: Any) -> Any:
+            call = call_for(batch)
+            if call.method == "mask":
+                role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
+            return call
 
-    monkeypatch.setattr(PartyCalls, "each", mask)
+        honest(self, parties, discarding, receive, most)
+
+    monkeypatch.setattr(PartyCalls, "phase", phase)
     outcome = run(fed)
     assert outcome.model.n_baskets == 5
     assert outcome.dropped == (VICTIM,)
@@ -682,12 +687,12 @@ def test_only_what_is_of_the_very_type_is_asked_anything(
     fed = fed_of(6)
     honest = PartyCalls.phase
 
-    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any, most: Any = None) -> None:
         def given(batch: Any) -> Any:
             return Call(BasketHost.advertise, DISGUISES[disguise](call_for(batch).args[0]), batch)
 
         opening = call_for(()).method == "advertise"
-        honest(self, parties, given if opening else call_for, receive)
+        honest(self, parties, given if opening else call_for, receive, most)
 
     with monkeypatch.context() as patch:
         patch.setattr(PartyCalls, "phase", phase)

@@ -34,6 +34,7 @@ from scarcity_ray_client.wire import (
     UpdateHeader,
     digest_of,
     update_body,
+    update_name,
 )
 
 WORKLOAD = '''
@@ -87,9 +88,16 @@ class Site:
     connection: http.client.HTTPConnection | None = None
 
     def ask(
-        self, method: str, target: str, body: bytes = b"", *, signed: bool = True, **headers: str
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        *,
+        signed: bool = True,
+        digest: str | None = None,
+        **headers: str,
     ) -> Answer:
-        """One request over the kept connection."""
+        """One request over the kept connection; `digest` is signed for the body, or its SHA-256."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if signed:
             made = SignedRequest.signed(
@@ -99,7 +107,7 @@ class Site:
                 target,
                 self.client_id,
                 time.time(),
-                digest_of(body),
+                digest or digest_of(body),
             )
             given = {**made.headers(), **given}
         if self.connection is None:
@@ -166,7 +174,8 @@ class Site:
 
     def send(self, told: RoundAnswer, row: Any, sequence: int = 0, **more: Any) -> Answer:
         body = self.update(told, row, sequence, **more)
-        return self.ask("PUT", target_of(told.round_id, body), body)
+        name = update_name(body)
+        return self.ask("PUT", f"/v1/updates/{told.round_id}/{name}", body, digest=name)
 
 
 def target_of(round_id: int, body: bytes) -> str:

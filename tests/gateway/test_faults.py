@@ -32,6 +32,7 @@ from scarcity_ray_client.wire import (
     RoundState,
     SignedRequest,
     digest_of,
+    update_name,
 )
 from tests.gateway.sites import Answer, Served, Site, job, target_of
 
@@ -200,6 +201,21 @@ def test_a_body_that_is_not_what_its_digest_says_is_refused(served: Watched, sit
         assert b" 400 " in sent.recv(4096).split(b"\r\n")[0]
     assert code_of(site.ask("PUT", target_of(told.round_id, body + b"x"), body)) == "malformed"
     served.idle()
+
+
+def test_another_row_beside_a_signed_head_is_refused_and_costs_nothing(served: Watched, site: Site) -> None:
+    """Whoever ends TLS could put one there: the name of an upload is of its head alone."""
+    told = site.round()
+    body = site.update(told, np.full(DIMENSION, 3.0), sequence=21)
+    name, other = update_name(body), body[:-4] + np.float32(9.0).tobytes()
+    target = f"/v1/updates/{told.round_id}/{name}"
+    answer = site.ask("PUT", target, other, digest=name)
+    assert (answer.status, ErrorAnswer.from_json(answer.body).message) == (422, "bad_signature")
+    assert code_of(
+        site.ask("PUT", target, body.replace(b'"sequence":21', b'"sequence":22'), digest=name)
+    ) == ("malformed"), "another head has another name"
+    assert site.ask("PUT", target, body, digest=name).status == 201
+    assert site.ask("PUT", target_of(told.round_id, body), body).status == 409, "of an older client"
 
 
 @pytest.mark.long

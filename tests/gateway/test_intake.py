@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.gateway.enrolments import Enrolment
-from scarcity_ray.gateway.intake import Upload, _answered
+from scarcity_ray.gateway.intake import Accepted, Intake, Upload, _answered
+from scarcity_ray.gateway.register import Claim, ClaimKind
+from scarcity_ray_client import IdentityKeyPair, SigningScope, sign_update
 from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, UpdateHeader
 
 
@@ -19,3 +25,29 @@ def test_a_refusal_that_may_pass_is_to_be_sent_again(reason: Rejection) -> None:
     assert isinstance(answer, ErrorAnswer)
     assert answer.code is ErrorCode.BUSY
     assert (outcome.answer, outcome.reason) == (None, None)
+
+
+def test_a_row_that_its_site_has_not_signed_is_not_charged_to_it() -> None:
+    """The driver charges a noised row before its basket judges it."""
+    key, scope = IdentityKeyPair.generate(), SigningScope("f", 0, 1)
+    row, other = np.ones(2, np.float32), np.zeros(2, np.float32)
+    signature = sign_update(key.sign, scope, "ann", 3, row, sequence=0, num_examples=1)
+    header = UpdateHeader("ann", 3, 0, 1, None, signature)
+    site = Enrolment("ann", "a", key.public_bytes)
+    charged = []
+
+    def submit(batch: SubmissionBatch, *, aggregate: bool) -> list[Receipt]:
+        charged.append(batch.rows)
+        return [Receipt(True, None, "b", 3)] * len(batch)
+
+    plan = SimpleNamespace(site_noise="noise")
+    driver: Any = SimpleNamespace(
+        supervisor=SimpleNamespace(plan=plan), signing_scope=lambda: scope, submit=submit
+    )
+    register: Any = SimpleNamespace(call=lambda method, told: [Claim(ClaimKind.FRESH) for _ in told])
+    uploads = [Upload(site, header, sent, "0" * 64) for sent in (other, row)]
+    refused, accepted = Intake(driver, register, None).take(uploads)
+    assert isinstance(refused, ErrorAnswer)
+    assert (refused.code, refused.message) == (ErrorCode.REFUSED, "bad_signature")
+    assert isinstance(accepted, Accepted)
+    assert [rows.tolist() for rows in charged] == [[[1.0, 1.0]]]

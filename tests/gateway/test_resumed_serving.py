@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.sites import Served, job
+from tests.gateway.sites import Served, job, target_of
 
 
 class Process(Served):
@@ -49,7 +49,7 @@ def test_a_served_job_that_was_killed_goes_on_with_the_same_round_model_and_slot
         assert site.send(site.round(), [1.0, 0.0]).status == 201
     told = north.round(0)
     body = north.update(told, [0.0, 1.0])
-    first = north.send(told, [0.0, 1.0])
+    first = north.ask("PUT", target_of(1, body), body)
     assert first.status == 201
     served.process.send_signal(number)
     served.process.wait(20)
@@ -59,16 +59,10 @@ def test_a_served_job_that_was_killed_goes_on_with_the_same_round_model_and_slot
         site.port = served.port
     again = north.round()
     assert (again.round_id, again.model) == (told.round_id, told.model)
-    assert north.ask("PUT", f"/v1/updates/1/{_digest(body)}", body).body == first.body
+    assert north.ask("PUT", target_of(1, body), body).body == first.body
     assert south.send(south.round(), [0.0, 1.0]).status == 201
     summary = served.event("summary")
     assert summary["releases"] == 2
     assert served.process.wait(20) == 0
     rounds = (served.run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["accepted"] for line in rounds] == [2, 2]
-
-
-def _digest(body: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(body).hexdigest()

@@ -102,6 +102,64 @@ def test_what_one_party_alone_is_shown_is_checked_for_it(hosted_of):
     assert (session.coordinator.finish() == sum(session.vectors.values())).all()
 
 
+def test_a_refused_message_is_refused_again(hosted_of):
+    """A forgery is never taken for known: not by who refused it, by a neighbour, or after the true one."""
+    session = hosted_of(6, threshold=4)
+    session.advertise()
+    adverts = session.coordinator.adverts()
+    forged = tuple(replace(a, signature=bytes(64)) if a is adverts[3] else a for a in adverts)
+    first, second, third = list(session.participants.values())[:3]
+    for victim in (first, first, second):
+        with pytest.raises(ProtocolViolation, match="false signature"):
+            victim.share_keys(forged)
+    session.coordinator.add_key_shares(third.share_keys(adverts))
+    for victim in (first, second):
+        with pytest.raises(ProtocolViolation, match="false signature"):
+            victim.share_keys(forged)
+        session.coordinator.add_key_shares(victim.share_keys(adverts))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attempt": 1}, {"session_id": b"another-" + bytes(8)}, {"round_id": 4}, {"roster": b"r" * 32}],
+)
+def test_what_was_verified_in_one_attempt_vouches_for_nothing_in_another(hosted_of, verified, changes):
+    """Neither adverts nor confirmations that a host has verified are taken in another attempt of theirs."""
+    before, after = hosted_of(4, threshold=3), hosted_of(4, threshold=3, **changes)
+    for step in STEPS[:4]:
+        getattr(before, step)()
+    said = before.coordinator.confirmations()
+    before.unmask()
+    after.advertise()
+    fresh = after.coordinator.adverts()
+    victim = after.participants["basket_0"]
+    stale = (fresh[0], *before.coordinator.adverts()[1:])
+    verified.clear()
+    with pytest.raises(ProtocolViolation, match="another session or attempt"):
+        victim.share_keys(stale)
+    with pytest.raises(ProtocolViolation, match="false signature"):
+        victim.share_keys((fresh[0], *(replace(a, context_digest=after.context.digest()) for a in stale[1:])))
+    after.share_keys()
+    after.mask()
+    after.coordinator.survivors()
+    after.confirm()
+    own = after.coordinator.confirmations()
+    now, digest = after.context.digest(), own[0].survivors_digest
+    for lie in (
+        (own[0], *said[1:]),
+        (own[0], *(replace(c, survivors_digest=digest) for c in said[1:])),
+        (
+            own[0],
+            *(replace(c, survivors_digest=digest, context_digest=now) for c in said[1:]),
+        ),
+    ):
+        with pytest.raises(ProtocolViolation):
+            victim.unmask(lie)
+    assert len(verified) >= 4 * 3, "everything of this attempt was verified in it"
+    after.unmask()
+    assert (after.coordinator.finish() == sum(after.vectors.values())).all()
+
+
 def test_parties_of_one_host_that_are_shown_two_sets_of_survivors_do_not_unmask(hosted_of):
     session = hosted_of(6, threshold=4)
     for step in STEPS[:3]:

@@ -131,4 +131,4 @@ def test_recording_changes_nothing(session_of):
     )
     party = session.participants["basket_1"]
     assert len({term.key for term in party.terms}) == 3
-    assert party.terms[0].key != self_mask_key(bytes(32), party._sharers_digest, "basket_1")
+    assert party.terms[0].key != self_mask_key(bytes(32), party._sharers.digest, "basket_1")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array as packed_array
 from collections.abc import Sequence
 from enum import StrEnum
+from pickle import PickleBuffer
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -23,6 +24,8 @@ import numpy.typing as npt
 
 FloatRow = npt.NDArray[np.float32]
 Numbers = npt.NDArray[Any]
+MOST_BESIDE_BYTES = 4096
+"""Of a message around its row (and an eighth of the row), for it to be kept as it lies."""
 
 
 class Rejection(StrEnum):
@@ -75,7 +78,8 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
     values (`not_finite`). A value that float32 cannot hold is not finite.
 
     Returns:
-        A new read-only float32 array (d,), or the reason.
+        A read-only float32 array (d,), or the reason. It is a copy, unless the message is such a row already,
+        in memory that nobody can write to (`_is_fixed`).
 
     >>> read_row([1.0, 2.0], 2)
     array([1., 2.], dtype=float32)
@@ -87,6 +91,8 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
         return numbers
     if numbers.shape != (dimension,):
         return Rejection.WRONG_SHAPE
+    if _is_fixed(numbers):
+        return numbers if np.isfinite(numbers).all() else Rejection.NOT_FINITE
     with np.errstate(over="ignore", invalid="ignore"):
         row: FloatRow = np.array(numbers, dtype=np.float32, order="C")
     return _own(row) if np.isfinite(row).all() else Rejection.NOT_FINITE
@@ -113,6 +119,34 @@ def read_rows(messages: Numbers | Sequence[object], dimension: int) -> list[Floa
 def is_matrix(messages: object) -> TypeGuard[Numbers]:
     """Whether these are many rows in one array of NumPy's own numbers."""
     return isinstance(messages, np.ndarray) and messages.ndim == 2 and _is_numbers(messages)
+
+
+def _is_fixed(array: Numbers) -> bool:
+    """Whether a row lies in bytes, or in read-only memory handed over as a buffer, that hold little else.
+
+    An array that is merely set to read-only may be written to again by whoever has set it.
+    """
+    flags = array.flags
+    if array.dtype != np.float32 or flags.writeable or not (flags.c_contiguous and flags.aligned):
+        return False
+    owner: object = array
+    is_buffer = False
+    while True:
+        if isinstance(owner, PickleBuffer):
+            owner = owner.raw()
+        elif isinstance(owner, memoryview):
+            owner, is_buffer = owner.obj, True
+        elif isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base
+        else:
+            break
+    if isinstance(owner, bytes):
+        num_bytes = len(owner)
+    elif is_buffer and isinstance(owner, np.ndarray) and owner.flags.owndata and not owner.flags.writeable:
+        num_bytes = owner.nbytes
+    else:
+        return False
+    return num_bytes - array.nbytes <= MOST_BESIDE_BYTES + array.nbytes // 8
 
 
 def _own(row: FloatRow) -> FloatRow:

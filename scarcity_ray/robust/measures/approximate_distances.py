@@ -5,7 +5,7 @@ Rules that select rows may use them if their choice is the same for all distance
 norms cost time, but do not change the choice.
 
 The bound is proved where the compiled kernel forms the products. Its g_ij is off by at most R u (1 + o(1))
-sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_kernel.ROUNDINGS`, so that
+sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `GramKernel.roundings`, so that
 g_ii + g_jj - 2 g_ij is off by at most 2 R u (g_ii + g_jj): each float32 rounding on a product's way, its
 differences included, multiplies it by 1 + delta, |delta| <= u (Higham 2002, section 3.1), sums over
 chunks are float64, and no product that matters has left float32's range (`NORMS`, `LEAST_SQUARE`).
@@ -33,19 +33,21 @@ from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.distances import (
     centred_points,
+    gram_block,
     middle_row,
     ordered_sum,
     squared_distances,
     unite_equal_points,
 )
 from scarcity_ray.robust.measures.rows import squares_block
-from scarcity_ray.robust.native.gram_kernel import ROUNDINGS, gram_kernel
-
-KERNEL_ROUNDING = (2 * ROUNDINGS + 1) * 2.0**-24
-"""Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""
+from scarcity_ray.robust.native.gram_kernel import GramKernel, gram_kernel
+from scarcity_ray.robust.native.loader import worth_a_kernel
 
 BLAS_ROUNDING = 2.0**-20
-"""The same by BLAS."""
+"""Bound on the error of a squared distance, relative to (g_ii + g_jj), by BLAS in float32."""
+
+FLOAT64_ROUNDING = 2.0**-35
+"""The same in float64, over a block of less than 2^16 columns."""
 
 NEAR = 2.0**-8
 """A pair with d_ij <= NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
@@ -82,10 +84,12 @@ class ApproximateDistances(NamedTuple):
 
 
 def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
-    """Kernel: float32 inner products within the block of the rows less the row `centre`."""
+    """Kernel: inner products within the block of the rows less the row `centre`; float32 if it is large."""
+    if not worth_a_kernel(len(block), len(block[0])):
+        return ApproximateGram(gram_block(block, centre), FLOAT64_ROUNDING)
     kernel = gram_kernel()
     if kernel is not None:
-        return ApproximateGram(kernel.products(block, centre, np.float32), KERNEL_ROUNDING)
+        return ApproximateGram(kernel.products(block, centre, np.float32), kernel_rounding(kernel))
     points = workspace("approximate", (len(block), len(block[0])), np.float32)
     middle = block[centre]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -94,6 +98,11 @@ def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
         with one_blas_thread():
             products: Matrix = (points @ points.T).astype(np.float64)
     return ApproximateGram(products, BLAS_ROUNDING)
+
+
+def kernel_rounding(kernel: GramKernel) -> float:
+    """Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""
+    return (2 * kernel.roundings(np.float32) + 1) * 2.0**-24
 
 
 def head_norms(rows: Rows) -> NDArray[np.float64]:
@@ -149,7 +158,7 @@ def measure_approximately(
 
 def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
-    kernel = gram_kernel()
+    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
     if kernel is not None and len(indices) <= FEW:
         return kernel.squares_from(block, indices)
     if kernel is not None:

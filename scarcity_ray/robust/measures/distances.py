@@ -34,6 +34,7 @@ from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.rows import squares_block
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
+from scarcity_ray.robust.native.loader import worth_a_kernel
 
 NEAR = 2.0**-16
 """A pair is near if d_ij < NEAR (g_ii + g_jj): above it, float64 rounding leaves a relative 2^-31 at most."""
@@ -143,7 +144,7 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
     Returns:
         (n, n) float64, symmetric; (n + 1, n + 1) with the origin.
     """
-    kernel = gram_kernel()
+    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
     if kernel is not None:
         return kernel.products(block, centre, np.float64, origin=origin)
     points = centred_points(block, centre, origin)
@@ -172,7 +173,7 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 
     The (p, 2) pairs are of row indices, where n stands for the zero vector; the result is (p,) float64.
     """
-    kernel = gram_kernel()
+    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
     if kernel is not None:
         return kernel.squares_of_pairs(block, pairs)
     first = workspace("first", (len(block[0]),), np.float64)

@@ -18,7 +18,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.rows import as_weights
-from scarcity_ray.robust.native.loader import checked_kernel
+from scarcity_ray.robust.native.loader import checked_kernel, worth_a_kernel
 from scarcity_ray.robust.native.sum_kernel import SumKernel
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, chosen
 
@@ -27,7 +27,7 @@ def weighted_sum(rows: Sequence[NDArray[np.float32]], weights: NDArray[np.float6
     """Sum of weights[i] * rows[i], or the mean without weights; (b,) float32, rounded once from float64."""
     if len(rows) == 1 and weights is None:
         return np.array(rows[0], np.float32)
-    kernel = sum_kernel()
+    kernel = sum_kernel() if worth_a_kernel(len(rows), len(rows[0])) else None
     return numpys_sum(rows, weights) if kernel is None else kernel(rows, weights)
 
 
