@@ -140,6 +140,7 @@ def test_clients_are_some_and_each_has_an_id_of_its_own():
         ([one, two, Client("a", "y")], "'a' is taken"),
         ([one, "b"], "is a str"),
         (None, "gave a NoneType"),
+        (np.array(3.0), "gave a ndarray"),
     ):
         with pytest.raises(UsageError, match=words):
             checked_clients(wrong)
