@@ -321,5 +321,5 @@ def test_a_run_that_is_not_resumed_is_as_it_was(noisy, tmp_path):
 
 def test_a_run_that_leaves_nothing_leaves_no_folder(noisy, tmp_path):
     result = _call("run", noisy, "--out", tmp_path / "out", "--set", "workload.args.ends=at once")
-    assert result.exit_code == ExitCode.FAILED
+    assert result.exit_code == ExitCode.INTERRUPTED
     assert not (tmp_path / "out").exists()
