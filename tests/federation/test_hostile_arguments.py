@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray import HierarchicalFederation, IdentityKeyPair, ScarcityError
+from scarcity_ray import HierarchicalFederation, IdentityKeyPair, ScarcityError, UsageError
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray_client import Policy
@@ -145,3 +145,22 @@ def test_what_is_no_place_restores_nothing(place: Any, tmp_path: Path) -> None:
     for given_places in ({"storage_path": place}, {"storage_path": str(tmp_path), "ledger_path": place}):
         with pytest.raises(ScarcityError):
             HierarchicalFederation.restore(**given_places, runtime="local")
+
+
+@pytest.mark.parametrize("now", [math.inf, -math.inf, math.nan, 10**400, "12:00", None])
+def test_a_clock_that_gives_no_time_is_refused_and_forgotten(now: Any, tmp_path: Path) -> None:
+    """The directory's time never goes back, for any driver: an infinite one would stay."""
+    config = load(HierarchicalFederationConfig, {"ledger_path": str(tmp_path / "ledger.sqlite")})
+    times: list[Any] = [1e9]
+    with HierarchicalFederation(config, runtime="local", clock=lambda: times[-1]) as fed:
+        fed.register_client("a", "d")
+        times.append(now)
+        with pytest.raises(UsageError, match=r"clock\(\) gives"):
+            fed.advance_round()
+        place: Any = fed._runtime
+        with pytest.raises(UsageError, match="now: "):
+            place.peers.handle("directory").call("stats", now).result()
+        times.append(1e9 + 1.0)
+        assert fed.advance_round() == 1
+        (client,) = fed.get_clients()
+        assert client.last_active < math.inf
