@@ -44,7 +44,10 @@ def _isolated(value: Any) -> Any:
 
 
 def _fixed(buffer: pickle.PickleBuffer) -> bytes | pickle.PickleBuffer:
-    """Memory that nobody can write to: bytes, that of a read-only array which owns it, or a copy."""
+    """Memory that nobody can write to: bytes, that of a read-only array which owns it, or such an array's.
+
+    NumPy asks for large pages, where ``bytes`` would take a page fault every 4 KB.
+    """
     owner: object = buffer
     while True:
         if isinstance(owner, pickle.PickleBuffer):
@@ -56,7 +59,11 @@ def _fixed(buffer: pickle.PickleBuffer) -> bytes | pickle.PickleBuffer:
         else:
             break
     is_fixed = isinstance(owner, np.ndarray) and owner.flags.owndata and not owner.flags.writeable
-    return buffer if is_fixed or isinstance(owner, bytes) else bytes(buffer.raw())
+    if is_fixed or isinstance(owner, bytes):
+        return buffer
+    copied = np.array(np.frombuffer(buffer.raw(), np.uint8))
+    copied.setflags(write=False)
+    return pickle.PickleBuffer(copied.data)
 
 
 @dataclass(frozen=True)
