@@ -1,12 +1,18 @@
 """Updates through a gateway, against a bare aiohttp server that takes the same bytes over mutual TLS.
 
-``python -m benchmarks gateway [--format json] [--folder DIR] [--slow 1000] [--dimensions D ...]``. The
-federation is served on the local runtime in a process of its own, by ``scarcity-ray serve``; so is the bare
-server, which reads the body and answers 201. Clients are threads of this process with a kept connection each;
-what they send (bodies, digests, signatures) is made before the clock starts. The two take turns, five times;
-the ratio is of the medians, and goals are 0.8 at d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to
-be on the disk whose fsync is to count. ``--slow`` holds so many connections that send a byte now and then,
-and reads the server's memory meanwhile.
+``python -m benchmarks gateway [--format json] [--folder DIR] [--slow 1000] [--dimensions D ...] [--flower
+PYTHON]``. The federation is served on the local runtime in a process of its own, by ``scarcity-ray serve``;
+so is the bare server, which reads the body and answers 201; asked to, it also hashes the body and verifies
+one Ed25519 signature (``verified``: what a server that knows who sent which bytes cannot be faster than).
+Clients are threads of this process with a kept connection each; what they send (bodies, digests, signatures)
+is made before the clock starts. All take turns, five times; ratios are of the medians, and goals are 0.8 at
+d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to be on the disk whose fsync is to count. ``--slow``
+holds so many connections that send a byte now and then, and reads the server's memory meanwhile.
+
+``--flower`` is the Python of an environment with Flower 1.42, whose SuperLink then takes its turns too, over
+TLS (of the server alone: its nodes sign instead), with replies of one array of the same length
+(`_flower_superlink`). It keeps its state in memory, its default; with fsync in a file (SQLite). It is
+measured with up to 8 clients. The goal is 1.5 times its updates.
 """
 
 from __future__ import annotations
@@ -53,6 +59,8 @@ TURNS = 5
 CLIENTS = (1, 32), (8, 16), (64, 8)
 """Clients, and updates of each in one turn; an eighth of these with d = 1e6. A basket averages a client's
 updates of a round anew at each, so that many of one client would measure that."""
+MOST_SUPERNODES = 8
+"""With more, a SuperLink on SQLite takes minutes for one turn here."""
 WORKLOAD = """
 import numpy as np
 from scarcity_ray_client import Workload
@@ -70,10 +78,15 @@ class Model(Workload):
         return {"norm": float(np.abs(model["w"]).max())}
 """
 BARE = """
-import ssl, sys
+import hashlib, ssl, sys
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 async def put(request):
     body = await request.read()
+    if "Bench-Key" in request.headers:
+        said = hashlib.sha256(body).digest() and request.raw_path.encode()
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(request.headers["Bench-Key"]))
+        key.verify(bytes.fromhex(request.headers["Bench-Signature"]), said)
     return web.json_response({"bytes": len(body)}, status=201)
 app = web.Application(client_max_size=2**30)
 app.router.add_put("/{tail:.*}", put)
@@ -94,6 +107,11 @@ class Client:
     identity: IdentityKeyPair
     chain: Path
     requests: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
+
+    def signed_for_bare(self, target: str) -> dict[str, str]:
+        """What the bare server verifies."""
+        signature = self.identity.sign(target.encode()).hex()
+        return {"Bench-Key": self.identity.public_bytes.hex(), "Bench-Signature": signature}
 
 
 class Bench:
@@ -229,16 +247,22 @@ class Bench:
                 )
                 client.requests.append((target, body, signed.headers()))
 
-    def turn(self, port: int, clients: Sequence[Client]) -> float:
+    def turn(self, port: int, clients: Sequence[Client], *, is_verified: bool = False) -> float:
         """Seconds in which all clients have sent all of theirs."""
         ready, failed = threading.Barrier(len(clients) + 1), list[str]()
+        extra = {
+            target: client.signed_for_bare(target)
+            for client in clients
+            for target, _, _ in client.requests
+            if is_verified
+        }
 
         def send(client: Client) -> None:
             connection = self.connection(client, port)
             connection.connect()
             ready.wait()
             for target, body, headers in client.requests:
-                connection.request("PUT", target, body, headers)
+                connection.request("PUT", target, body, {**headers, **extra.get(target, {})})
                 reply = connection.getresponse()
                 answer = reply.read()
                 if reply.status != 201:
@@ -295,10 +319,69 @@ class Bench:
         return Client(client_id, identity, chain)
 
 
-def measure(folder: Path, dimension: int, num_clients: int, each: int, *, durable: bool) -> dict[str, Any]:
+class SuperLink:
+    """Flower's server and its nodes, each a process of its own Python."""
+
+    def __init__(self, python: str, bench: Bench, dimension: int, num_clients: int, *, durable: bool) -> None:
+        authority = bench.folder / "authority.pem"
+        authority.write_text(bench.authority)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        database = str(bench.folder / "superlink.sqlite") if durable else "memory"
+        pair = f"{bench.keys}/server.pem", f"{bench.keys}/server.key"
+        self.server = self._started(python, "serve", *pair, port, database)
+        until = time.monotonic() + 120
+        while time.monotonic() < until and self.server.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=5):
+                break
+            time.sleep(0.2)
+        self.nodes = self._started(python, "push", str(authority), port, str(dimension), str(num_clients))
+        self._told(self.nodes)
+
+    def turn(self, each: int) -> tuple[float, float]:
+        """Seconds in which all nodes have sent `each` replies, and requests of one reply."""
+        for process in (self.server, self.nodes):
+            if process.stdin is not None:
+                process.stdin.write(f"{each}\n")
+                process.stdin.flush()
+            told = self._told(process)
+        return float(told["seconds"]), float(told["requests"])
+
+    def close(self) -> None:
+        for process in (self.server, self.nodes):
+            process.kill()
+            process.wait()
+
+    @staticmethod
+    def _started(python: str, *arguments: str) -> subprocess.Popen[str]:
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.Popen(
+            [python, str(Path(__file__).with_name("_flower_superlink.py")), *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ,
+        )  # fmt: skip
+
+    @staticmethod
+    def _told(process: subprocess.Popen[str]) -> Mapping[str, Any]:
+        line = "" if process.stdout is None else process.stdout.readline()
+        if not line:
+            raise RuntimeError("Flower's process has ended")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+
+def measure(
+    folder: Path, dimension: int, num_clients: int, each: int, flower: str | None, *, durable: bool
+) -> dict[str, Any]:
+    """One size: updates a second of ours, of the bare server, and of Flower's if there is one."""
     bench = Bench(folder / f"{dimension}-{num_clients}-{durable}", dimension, num_clients, durable=durable)
-    ours, bare, cpu = [], [], [0.0, 0.0]
+    superlink: SuperLink | None = None
+    ours, bare, verified, peer, cpu = [], [], [], [], [0.0, 0.0]
+    few, requests = max(1, each // 4), 0.0
     try:
+        if flower is not None:
+            superlink = SuperLink(flower, bench, dimension, num_clients, durable=durable)
+            superlink.turn(1)
         told = bench.round()
         bench.prepare(told, 1, bench.clients)
         bench.turn(bench.port, bench.clients)  # registers the clients
@@ -307,19 +390,26 @@ def measure(folder: Path, dimension: int, num_clients: int, each: int, *, durabl
             bench.prepare(told, each, bench.clients)
             before = bench.cpu_seconds(bench.bare), bench.cpu_seconds(bench.served)
             bare.append(bench.turn(bench.bare_port, bench.clients))
-            ours.append(bench.turn(bench.port, bench.clients))
             cpu[0] += bench.cpu_seconds(bench.bare) - before[0]
+            ours.append(bench.turn(bench.port, bench.clients))
             cpu[1] += bench.cpu_seconds(bench.served) - before[1]
+            verified.append(bench.turn(bench.bare_port, bench.clients, is_verified=True))
+            if superlink is not None:
+                seconds, requests = superlink.turn(few)
+                peer.append(seconds)
     finally:
         bench.close()
+        if superlink is not None:
+            superlink.close()
     count, seconds, against = each * num_clients, statistics.median(ours), statistics.median(bare)
-    return {
+    row = {
         "name": f"gateway, {'fsync' if durable else 'no fsync'}",
         "n": num_clients,
         "d": dimension,
         "seconds": seconds,
         "versus": "bare aiohttp over mutual TLS",
         "ratio": against / seconds,
+        "ratio_to_verified": statistics.median(verified) / seconds,
         "updates_per_second": count / seconds,
         "megabytes_per_second": 4e-6 * dimension * count / seconds,
         "bare_updates_per_second": count / against,
@@ -327,6 +417,13 @@ def measure(folder: Path, dimension: int, num_clients: int, each: int, *, durabl
         "bare_cpu_milliseconds": 1e3 * cpu[0] / (TURNS * count),
         "spread": [min(ours) / seconds, max(ours) / seconds],
     }
+    if peer:
+        rate = few * num_clients / statistics.median(peer)
+        row["superlink_updates_per_second"] = rate
+        row["ratio_to_superlink"] = count / seconds / rate
+        row["superlink_requests_per_update"] = requests
+        row["superlink_storage"] = "SQLite" if durable else "memory"
+    return row
 
 
 def slow_senders(folder: Path, count: int, dimension: int = 100_000, seconds: float = 15.0) -> dict[str, Any]:
@@ -403,13 +500,15 @@ def main() -> int:
     parser.add_argument("--folder", default=None, help="on the disk whose fsync is to count")
     parser.add_argument("--slow", type=int, default=1000, help="slow senders; 0: none")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[1_000, 1_000_000], metavar="D")
+    parser.add_argument("--flower", metavar="PYTHON", help="of an environment with Flower, to measure beside")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder, prefix="gateway-"))
     rows: list[dict[str, Any]] = []
     try:
         for dimension, durable, (num_clients, each) in product(given.dimensions, (False, True), CLIENTS):
             count = max(1, each // (8 if dimension > 1_000 else 1))
-            rows.append(measure(folder, dimension, num_clients, count, durable=durable))
+            flower = given.flower if num_clients <= MOST_SUPERNODES else None
+            rows.append(measure(folder, dimension, num_clients, count, flower, durable=durable))
             print_row(rows[-1], given.format)
         if given.slow:
             rows.append(slow_senders(folder, given.slow))

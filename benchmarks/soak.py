@@ -8,8 +8,9 @@ Parts:
         and one client that leaves and comes back each round. After each, every process's own memory
         (RssAnon), open files and threads are read from outside, out of /proc. ``slope`` is that of a line
         through the means of 20 equal stretches after the first fifth of the rounds (what is read once and
-        filled up is in there), with the 95 % confidence interval of that line. ``left`` are the objects in
-        Ray's store that some process refers to, before the first round and after the last.
+        filled up is in there), with the 95 % confidence interval of that line. ``left`` are Ray's objects
+        that some process refers to, before the first round and after the last. ``a round of the second half``
+        tells live memory from what is free between it, if all of the rounds were made.
     wide: One round of many long updates (200 of d = 1e6), and the processes' peak memory.
     outrun: Clients that send on without any aggregate, into ``buffer.max_bytes`` of 64 MiB: how many were
         accepted and refused, and the basket actors' memory.
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks._heap import heap
 from benchmarks._memory import PeakMemory
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
@@ -42,6 +44,7 @@ CLIENTS = 40
 STRETCHES = 20
 WARM_UP = 0.2
 KINDS = ("KiB", "files", "threads")
+HEAP = ("KiB in use", "KiB free", "Python blocks")
 
 
 @dataclass
@@ -131,29 +134,49 @@ def processes_of(federation: HierarchicalFederation) -> dict[str, int]:
     return found
 
 
-def stored_objects() -> int | None:
-    """Objects in Ray's store that some process refers to; None without Ray."""
-    try:
+def start_ray() -> None:
+    """A cluster as the package starts one, with the dashboard, which serves Ray's state API."""
+    import ray
+
+    from scarcity_ray.runtime.connect import MALLOC_ARENAS
+
+    os.environ.setdefault("MALLOC_ARENA_MAX", MALLOC_ARENAS)
+    ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level="ERROR")
+
+
+def stored_objects(runtime: str) -> int | None:
+    """Objects that some process refers to, by Ray's state API; None without Ray."""
+    if runtime != "ray":
+        return None
+    from ray.util.state import list_objects
+
+    return len(list_objects(limit=10_000))
+
+
+def heaps(federation: HierarchicalFederation) -> dict[str, tuple[int, int, int]]:
+    """`heap` of the driver and on Ray of every role."""
+    found, place = {"driver": heap()}, federation._runtime
+    if isinstance(namespace := getattr(place, "_namespace", None), str):
         import ray
-        from ray._private.internal_api import memory_summary
-    except ImportError:
-        return None
-    if not ray.is_initialized():
-        return None
-    summary: str = memory_summary(ray.get_runtime_context().gcs_address, line_wrap=False)
-    return sum(
-        kind in line for line in summary.splitlines() for kind in ("PINNED", "LOCAL_REFERENCE", "CAPTURED")
-    )
+
+        from scarcity_ray.runtime.ray_runtime import find_actor
+
+        for name in place.names():
+            found[name] = ray.get(find_actor(namespace, name).__ray_call__.remote(heap))
+    return found
 
 
 def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     ids = [f"c{i}" for i in range(CLIENTS)]
     clock = Clock()
+    if runtime == "ray":
+        start_ray()
     with opened(runtime, clock) as federation:
         federation.register_clients([(c, "ab"[i % 2]) for i, c in enumerate(ids)])
         watch = Watch(processes_of(federation))
-        before, made, start = stored_objects(), 0, time.monotonic()
+        before, made, start = stored_objects(runtime), 0, time.monotonic()
+        half = heaps(federation)
         while made < most and time.monotonic() - start < seconds:
             receipts = federation.submit_updates(ids, 0.1 * rng.standard_normal((CLIENTS, D)))
             federation.run_gossip_round()
@@ -167,6 +190,8 @@ def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
             made += 1
             clock.now += 3600.0
             watch.look()
+            if made == most // 2:
+                half = heaps(federation)
         taken = time.monotonic() - start
         stats_of = federation.get_stats()
         yield {
@@ -175,9 +200,12 @@ def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
             "seconds": taken,
             "releases": stats_of["n_layer2_aggregations"],
             "faults": len(federation.faults),
-            "left": [before, stored_objects()],
+            "left": [before, stored_objects(runtime)],
         }
         yield from watch.rows()
+        for role, ended in heaps(federation).items() if made > most // 2 else ():
+            grown = [(now - then) / (made - most // 2) for now, then in zip(ended, half[role], strict=True)]
+            yield {"name": role, "kind": "a round of the second half", **dict(zip(HEAP, grown, strict=True))}
 
 
 def wide(runtime: str, clients: int, d: int) -> Iterator[Row]:

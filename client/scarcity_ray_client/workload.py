@@ -260,9 +260,11 @@ def checked_clients(clients: Iterable[Client]) -> tuple[Client, ...]:
     Raises:
         UsageError: If there are none, they or one of them is something else, or two have one id.
     """
-    if not isinstance(clients, Iterable):
-        raise UsageError(f"clients() gave a {type(clients).__name__}; give a list of Client")
-    given, seen = tuple(clients), set[str]()
+    try:
+        one_by_one = iter(clients)
+    except TypeError:
+        raise UsageError(f"clients() gave a {type(clients).__name__}; give a list of Client") from None
+    given, seen = tuple(one_by_one), set[str]()
     for place, client in enumerate(given):
         if not isinstance(client, Client):
             raise UsageError(f"clients()[{place}] is a {type(client).__name__}; give a Client")

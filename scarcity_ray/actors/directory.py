@@ -31,6 +31,7 @@ from scarcity_ray.actors.recovery import Recovered
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport, Member, Registered
 from scarcity_ray.config import stream
+from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.directory import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
 from scarcity_ray.directory.roster import SlotLoads
@@ -591,7 +592,7 @@ class Directory(Role):
         return self._number
 
     def _tick(self, now: float) -> None:
-        self._now = max(self._now, now)
+        self._now = max(self._now, moment_of("now", now))  # For good, so that what is no time stays out.
 
     def _check(self, member: Member) -> None:
         check_name("client id", member.client_id)

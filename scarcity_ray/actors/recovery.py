@@ -4,7 +4,7 @@ When a directory dies, some basket actors may have done steps of its pending ope
 
 * A split or a disband is begun again from the start, since every step may be repeated. Each actor that did a
   step keeps the whole order.
-* A round that only some actors have reached is begun again.
+* A round that not all actors have reached is begun again, also if they have only heard of it.
 * A client has left, or is registered, if its actor says so. The driver that asked for it is told that the
   operation is void, and asks again. A client that several baskets claim must register again.
 * Operations that were done before the last one are listed in its order, for drivers that report late.
@@ -101,7 +101,6 @@ class Recovered:
 def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     """The directory's state, from the states of all basket actors that answer."""
     states = [state for _, state in sorted(by_slot.items())]
-    round_id = max((state.round_id for state in states), default=0)
     number = max((state.number for state in states), default=OrderNumber())
     memories = tuple(memory for state in states for memory in state.memories)
     rosters, pinned = _pinned_by_most([state.rosters for state in states])
@@ -111,6 +110,8 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     ]
     orders = sorted(believed, key=lambda order: order.number)
     last = orders[-1] if orders else None
+    reached = {state.round_id for state in states}
+    round_id = max(reached | {0 if last is None or last.round_id is None else last.round_id})
     homes = {} if last is None else last.homes
     admissions, strays = _housed(held, last)
     pending: Operation | None = None
@@ -122,7 +123,7 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
             strays,
             (last.closing,),
         )
-    elif strays or len({state.round_id for state in states}) > 1:
+    elif strays or reached - {round_id}:
         is_round = last is not None and last.kind is OperationKind.ADVANCE_ROUND
         operation_id = last.operation_id if last is not None and is_round else f"recovery/{number.life}"
         order = Order(number, operation_id, OperationKind.RECOVER, round_id=round_id, done=done)

@@ -104,6 +104,12 @@ class LastRelease:
         """
         if type(model) is not GlobalMetaModel or type(model.version) is not int:
             raise ProtocolViolation(f"this is no release: {type(model).__name__}")
+        numbers, d = model.aggregate, self._plan.config.vector_dim
+        is_vector = isinstance(numbers, np.ndarray) and numbers.dtype == np.float32 and numbers.shape == (d,)
+        if not (is_vector and np.isfinite(numbers).all() and isinstance(model.ledger_head, str)):
+            raise ProtocolViolation(
+                f"release {model.version} is no {d} finite float32, or has no ledger's head"
+            )
         clip_norm = model.clip_norm
         if clip_norm is not None:
             adaptive = self._plan.config.layer2.adaptive_clipping

@@ -17,6 +17,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from dataclasses import astuple, dataclass, replace
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.secagg import IdentityKeyPair, SessionContext
-from scarcity_ray.secagg.transcript import digest, encode
+from scarcity_ray.secagg.transcript import digest, encode, encode_fields
 from scarcity_ray_client.receipts import CountedRoot
 
 NONCE_BYTES = 16
@@ -73,9 +74,7 @@ class SignedFacts:
     def content(self, occasion: Occasion) -> bytes:
         """What is signed."""
         facts = self.facts
-        return encode(
-            "facts",
-            *astuple(occasion),
+        return _stated_at(occasion) + encode_fields(
             facts.basket_id,
             facts.domain_id,
             facts.num_members,
@@ -86,6 +85,12 @@ class SignedFacts:
             "" if facts.num_persons is None else facts.num_persons,
             self.nonce,
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _stated_at(occasion: Occasion) -> bytes:
+    """What every statement for an occasion begins with."""
+    return encode("facts", *astuple(occasion))
 
 
 def state(

@@ -20,12 +20,13 @@ P = ParamSpec("P")
 
 
 class ExitCode(IntEnum):
-    """Done, failed, bad usage or config, or the privacy budget was spent before the end."""
+    """Done, failed, bad usage or config, the budget was spent before the end, or it was interrupted."""
 
     DONE = 0
     FAILED = 1
     BAD_USAGE = 2
     BUDGET_SPENT = 3
+    INTERRUPTED = 130
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
@@ -48,6 +49,9 @@ def _ending(command: Callable[P, ExitCode], unread: ExitCode) -> Callable[P, Non
         except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = unread
+        except KeyboardInterrupt:  # what is left is said where it is known
+            click.echo("scarcity-ray: interrupted", err=True)
+            code = ExitCode.INTERRUPTED
         except (ConfigError, UsageError) as error:
             click.echo(f"scarcity-ray: {without_password(str(error))}", err=True)
             code = ExitCode.BAD_USAGE

@@ -28,11 +28,18 @@ def seconds_of(what: str, value: object) -> float:
     return seconds
 
 
+def moment_of(what: str, value: object) -> float:
+    """A moment in seconds; a `UsageError` if it is no finite number."""
+    seconds = number_of(what, value)
+    if not math.isfinite(seconds):
+        raise UsageError(f"{what}: {seconds} is not accepted; a finite number of seconds is needed")
+    return seconds
+
+
 def check_clock(clock: Any) -> Callable[[], float]:
     """Return `clock`, or raise a `UsageError` if it cannot be called or gives no finite number."""
     if not callable(clock):
         raise UsageError(f"clock: {shown(clock)} is not accepted; a function that gives the time in seconds")
-    if not math.isfinite(number_of("what clock() gives", clock())):
-        raise UsageError("what clock() gives: a finite number of seconds is needed")
+    moment_of("what clock() gives", clock())
     asked: Callable[[], float] = clock
     return asked

@@ -11,6 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ def check_opening(config: object, clock: object, noise: object) -> None:
     wanted = [name for name in vars(NoiseSource) if not name.startswith("_")]
     if noise is not None and not all(callable(getattr(noise, name, None)) for name in wanted):
         raise UsageError(f"noise must have the methods {' and '.join(wanted)}, got {shown(noise)}")
+
+
+def check_place(what: str, place: object, *, is_needed: bool = True) -> None:
+    """Check a file's or a folder's path, or a URL.
+
+    Args:
+        is_needed: Whether None is none.
+
+    Raises:
+        UsageError: If it is no printable str.
+    """
+    is_place = isinstance(place, str) and place != "" and place.isprintable()
+    if not is_place and (is_needed or place is not None):
+        raise UsageError(f"{what}: {shown(place)} is not accepted; a path or a URL, as a str")
 
 
 def id_of(client_id: object) -> str:
@@ -259,9 +274,8 @@ def _column(what: str, values: object, wanted: str) -> tuple[Any, ...] | None:
 
 
 def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
-    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
-        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
-    try:
-        return list(values)
-    except (TypeError, MemoryError):  # An array of no dimension; a range of 2^62.
-        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}") from None
+    if not isinstance(values, str | bytes | bytearray | Mapping) and isinstance(values, Iterable):
+        # An array of no dimension has no items, and a range of 2^62 too many.
+        with suppress(TypeError, MemoryError):
+            return list(values)
+    raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")

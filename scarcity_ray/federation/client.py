@@ -15,6 +15,7 @@ from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Fault, News, RoutingTable
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
+from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
 from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
@@ -56,8 +57,12 @@ class ActorClient:
         self._numbers = itertools.count(1)
 
     def now(self) -> float:
-        """The driver's time."""
-        return float(self._clock())
+        """The driver's time.
+
+        Raises:
+            UsageError: If the clock gives no finite number: the directory would keep it for all drivers.
+        """
+        return moment_of("what clock() gives", self._clock())
 
     def call(
         self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs

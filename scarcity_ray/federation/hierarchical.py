@@ -28,6 +28,7 @@ from scarcity_ray.federation.arguments import (
     basket_of,
     batch_of,
     check_opening,
+    check_place,
     examples_of,
     id_of,
     ids_of,
@@ -208,7 +209,10 @@ class HierarchicalFederation:
             LedgerError: If its ledger cannot be used; one is never begun anew.
             UsageError: If the federation is running.
         """
-        check_clock(clock)
+        check_opening(None, clock, noise)
+        check_place("storage_path", storage_path)
+        check_place("ledger_path", ledger_path, is_needed=False)
+        check_place("journal_path", journal_path, is_needed=False)
         record, config = stored_federation(storage_path)
         if ledger_path is not None:
             config = replace(config, ledger_path=ledger_path)

@@ -390,8 +390,15 @@ class TaskCohort(Generic[Model]):
                     self._num_bytes += end.num_bytes
                     training.note(end, is_late=deadline is not None and self._phases.now() > deadline)
                 deliver(training.take())
-        finally:
-            self._tasks.stop(training.close(why_waiting if is_late else None))
+        except (KeyboardInterrupt, SystemExit):
+            # Tasks end with this process. Ray, asked to cancel one that starts or ends just now, may end it
+            # first ("Tried to complete task that was not pending"), before anything is closed or said.
+            training.close(None)
+            raise
+        except BaseException:
+            self._tasks.stop(training.close(None))
+            raise
+        self._tasks.stop(training.close(why_waiting if is_late else None))
         if on_progress is not None:
             on_progress(training.progress(self._phases.now() - begun))
         deliver(training.take())

@@ -1,7 +1,8 @@
 """A gateway's connections, each with a deadline for its next request's headers: aiohttp's server has none.
 
 `asyncio` itself ends a TLS handshake that takes too long (``ssl_handshake_timeout``), and who reads a body
-gives it up (`web_app`). What is left is a connection that sends nothing, or headers byte by byte.
+gives it up (`web_app`). What is left is a connection that sends nothing, or headers byte by byte; and sockets
+that are opened and say nothing, by the thousand, which `accept` counts from before their handshake.
 
 Who shows a certificate is counted by it, who shows none by its address, so that neither takes all there are.
 Behind a proxy that ends TLS all come from one address, and it is the proxy's to count them.
@@ -10,11 +11,14 @@ Guarantees:
     headers_that_do_not_come_in_time_end_the_connection
     connections_beyond_the_cap_are_closed
     no_peer_takes_all_connections
+    sockets_before_their_handshake_are_capped: Of all, and of one address.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -22,8 +26,16 @@ from typing import cast
 
 from scarcity_ray.gateway.certificates import fingerprint_of
 
+logger = logging.getLogger("scarcity_ray")
+
 BARE_SHARE = 0.25
 """Of all connections, what those without a certificate may be, who enrol or operate."""
+
+
+HANDSHAKE_SHARE = 0.5
+"""Of all connections, what may be before its handshake; half of these of one address: it may be a proxy's."""
+ACCEPT_AGAIN_SECONDS = 0.2
+"""After which a socket is accepted again once the process had no file handle left."""
 
 
 class Connection(asyncio.Protocol):
@@ -110,11 +122,14 @@ class Connections:
 
     Attributes:
         num_given_up: Connections whose headers did not come in time.
+        num_turned_away: Sockets that were closed before their handshake, as there were too many such.
     """
 
     def __init__(self, header_seconds: float, most: int, most_of_one: int | None) -> None:
         self.header_seconds, self._most, self._most_of_one = header_seconds, most, most_of_one
-        self.num_given_up = 0
+        self.num_given_up = self.num_turned_away = 0
+        self._shaking: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[asyncio.BaseTransport, tuple[Connection, str]] = {}
         self._of: Counter[str] = Counter()
         self._num_bare = 0
@@ -125,6 +140,56 @@ class Connections:
     def factory(self, make: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
         """Makes the protocol of a new connection around one that `make` makes."""
         return lambda: Connection(make(), self)
+
+    async def accept(
+        self,
+        listening: socket.socket,
+        make: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        handshake_seconds: float,
+    ) -> None:
+        """Take connections until cancelled; `make` makes what is behind each."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                logger.warning("gateway: no connection can be accepted: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            address, most = str(peer[0]), int(self._most * HANDSHAKE_SHARE)
+            if self._shaking.total() >= most or self._shaking[address] >= max(1, most // 2):
+                self.num_turned_away += 1
+                taken.close()
+                continue
+            self._shaking[address] += 1
+            task = loop.create_task(self._shake(taken, address, make, tls, handshake_seconds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _shake(
+        self,
+        taken: socket.socket,
+        address: str,
+        make: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        handshake_seconds: float,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            taken.setblocking(False)
+            await loop.connect_accepted_socket(
+                self.factory(make),
+                taken,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else handshake_seconds,
+            )
+        except (OSError, asyncio.CancelledError):  # the peer's: no TLS, a foreign certificate, silence
+            taken.close()
+        finally:
+            self._shaking[address] -= 1
+            if not self._shaking[address]:
+                del self._shaking[address]
 
     def of(self, transport: asyncio.BaseTransport | None) -> Connection | None:
         """The connection with a transport."""

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +130,24 @@ class Gateway:
         made = runner.server
         if made is None:
             raise UsageError("aiohttp's runner made no server")
-        server = await self._loop.create_server(
-            self.web.connections.factory(lambda: Terse(made, loop=self._loop, **made._kwargs)),
-            sock=listening,
-            ssl=self._tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=None if self._tls is None else config.handshake_seconds,
+        listening.listen(BACKLOG)
+        accepting = asyncio.create_task(
+            self.web.connections.accept(
+                listening,
+                lambda: Terse(made, loop=self._loop, **made._kwargs),
+                self._tls,
+                config.handshake_seconds,
+            )
         )
         watching = asyncio.create_task(self.web.watch())
         self._started.set()
         await self._end.wait()
         self.web.is_stopping = True
-        server.close()
         watching.cancel()
+        accepting.cancel()
+        with suppress(asyncio.CancelledError):
+            await accepting
+        listening.close()
         await runner.shutdown()
         for _ in range(int(GRACE_SECONDS / 0.05)):
             if not self.web.pressure.open:

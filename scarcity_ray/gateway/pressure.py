@@ -8,6 +8,7 @@ Guarantees:
     a_client_makes_no_more_requests_than_its_rate_and_burst
     one_clients_requests_leave_room_for_others: And its bodies.
     memory_of_clients_is_bounded
+    what_nobody_has_signed_is_counted_by_its_address
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class Rate:
             self._left.popitem(last=False)
         return 0.0 if allowed else (1.0 - left) / self._per_second
 
+    def give_back(self, client: str) -> None:
+        """Forget one request of a client."""
+        left, then = self._left.get(client, (0.0, 0.0))
+        if client in self._left:
+            self._left[client] = min(float(self._burst), left + 1.0), then
+
 
 class Pressure:
     """One gateway's open requests and the bytes that their bodies hold."""
@@ -59,19 +66,39 @@ class Pressure:
         self.open = 0
         self.num_bytes = 0
 
-    def begin(self, client: str, now: float) -> float:
+    def begin(self, client: str, now: float, *, is_known: bool = True) -> float:
         """Begin a request of a client, or of an address before it is known who asks.
+
+        Args:
+            is_known: Whether `client` is who asks; else `become` follows once that is known. An address,
+                which may be a proxy's, is then held to its rate alone.
 
         Returns:
             0 if it has begun, to be ended by `end`; else after how many seconds to try again.
         """
-        if (
-            self.open >= self._config.open_requests
-            or self._of[client] >= self._config.open_requests_per_client
-        ):
+        most = self._config.open_requests_per_client if is_known else self._config.open_requests
+        if self.open >= self._config.open_requests or self._of[client] >= most:
             return RETRY_SECONDS
         if wait := self._rate.take(client, now):
             return wait
+        self.open += 1
+        self._of[client] += 1
+        return 0.0
+
+    def become(self, address: str, client: str, now: float) -> float:
+        """Count a request that an address has begun as its client's, who has signed it.
+
+        So nobody uses up what another may ask, and an address uses up its own by what nobody has signed.
+
+        Returns:
+            0 if it goes on, to be ended as the client's; else, still the address's, when to try again.
+        """
+        if self._of[client] >= self._config.open_requests_per_client:
+            return RETRY_SECONDS
+        if wait := self._rate.take(client, now):
+            return wait
+        self._rate.give_back(address)
+        self.end(address)
         self.open += 1
         self._of[client] += 1
         return 0.0

@@ -48,7 +48,6 @@ from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
 from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
-    CLIENT,
     EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
@@ -84,6 +83,8 @@ CONNECTIONS_PER_REQUEST = 4
 SERVER_NAME = "scarcity-ray"
 ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
+WHO = web.RequestKey("who", str)
+"""A request's key: as whose it is counted."""
 UNSIGNED_PATHS = ("/v1/enrol", "/healthz")
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
 """Which have an authentication of their own (`console`)."""
@@ -192,6 +193,7 @@ class WebApp:
         """What this gateway has done, for operators."""
         return {
             "open_requests": self.pressure.open,
+            "turned_away": self.connections.num_turned_away,
             "bytes_received": self._num_received,
             "bytes_sent": self._num_sent,
             "answers": {str(status): count for status, count in sorted(self._answers.items())},
@@ -210,11 +212,11 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = self._who(request)
+        who = request[WHO] = self._shown(request)
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
-            if wait := self.pressure.begin(who, self._clock()):
+            if wait := self.pressure.begin(who, self._clock(), is_known=not self._is_to_sign(request)):
                 return _refusal(ErrorAnswer(ErrorCode.TOO_MANY, "too many requests", wait))
             try:
                 return await handler(request)
@@ -236,27 +238,23 @@ class WebApp:
                 logger.exception("gateway: %s %s failed", request.method, request.path)
                 return _refusal(ErrorAnswer(ErrorCode.INTERNAL, "a fault of the gateway", RETRY_SECONDS))
             finally:
-                self.pressure.end(who)
+                self.pressure.end(request[WHO])
         finally:
             if connection is not None:
                 connection.ended()
 
-    def _who(self, request: web.Request) -> str:
-        """Who is counted as one client, before it is known who asks."""
+    def _shown(self, request: web.Request) -> str:
+        """Who is counted as one client, before it is known who asks: a certificate, or an address.
+
+        What asks for no signature is counted by itself, since behind a proxy all come from one address.
+        """
         connection = self.connections.of(request.transport)
         shown = None if connection is None else connection.fingerprint
-        return shown or f"{request.remote} {self._named(request)}"
+        return shown or f"{request.remote} {_unsigned(request)}"
 
-    def _named(self, request: web.Request) -> str:
-        """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
-
-        Behind a proxy all come from one address. Where no signature is asked for, a name would be whatever
-        its sender likes.
-        """
-        path = request.match_info.route.resource
-        if path is None or path.canonical in UNSIGNED_PATHS or path.canonical.startswith(OPERATORS_PATHS):
-            return "" if path is None else path.canonical
-        return "" if self._config.tls == "mutual" else request.headers.get(CLIENT, "")[:200]
+    def _is_to_sign(self, request: web.Request) -> bool:
+        """Whether only a signature tells who asks."""
+        return self._config.tls != "mutual" and not _unsigned(request)
 
     async def _identified(self, request: web.Request) -> Identified:
         """Who asks; the body that was signed is still to be read."""
@@ -270,6 +268,10 @@ class WebApp:
         found = await (asking if self._register.is_here else self._within(asking))
         if isinstance(found, ErrorAnswer):
             raise _refused(found)
+        if self._is_to_sign(request):
+            if wait := self.pressure.become(request[WHO], found.client_id, self._clock()):
+                raise RefusedError(ErrorCode.TOO_MANY, "too many requests", wait)
+            request[WHO] = found.client_id
         return Identified(found, signed.body_digest)
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -376,7 +378,7 @@ class WebApp:
             )
         if standing.offset < whole:
             return web.Response(status=204, headers=_standing(standing))
-        return await self._whole(asks.site, key, whole, self._who(request))
+        return await self._whole(asks.site, key, whole, request[WHO])
 
     async def _whole(self, site: Enrolment, key: UploadKey, length: int, who: str) -> web.StreamResponse:
         """Have an upload judged of which all parts are here."""
@@ -477,7 +479,7 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "state Content-Length")
         if length > most:
             raise self._too_big()
-        release = self.pressure.hold(self._who(request), length)
+        release = self.pressure.hold(request[WHO], length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
@@ -539,6 +541,14 @@ class WebApp:
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+
+def _unsigned(request: web.Request) -> str:
+    """The path, if it asks for no signature of a site; "" if it does."""
+    path = request.match_info.route.resource
+    if path is None or path.canonical in UNSIGNED_PATHS or path.canonical.startswith(OPERATORS_PATHS):
+        return "nothing" if path is None else path.canonical
+    return ""
 
 
 def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -18,12 +18,19 @@ _HEADER = struct.Struct(">cQ").pack
 def encode(label: str, *fields: bytes | str | int) -> bytes:
     """Encodes ``label`` and ``fields`` injectively.
 
-    Integers are >= 0. Each field is written as its type, its length in 8 bytes, and its content.
+    Integers are >= 0. Each field is written as its type, its length in 8 bytes, and its content. So an
+    encoding with more fields (`encode_fields`) appended is the encoding of them all, and what many encodings
+    begin with is made once.
 
     Guarantees:
         encodings_of_different_fields_differ
     """
-    parts: list[bytes] = [text(_PREFIX + label)]
+    return text(_PREFIX + label) + encode_fields(*fields)
+
+
+def encode_fields(*fields: bytes | str | int) -> bytes:
+    """The fields as `encode` writes them, without a label: for appending alone."""
+    parts: list[bytes] = []
     for value in fields:
         if isinstance(value, bytes):
             parts.append(bytes_header(len(value)))
@@ -39,11 +46,7 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
 
 @functools.lru_cache(maxsize=1 << 12)
 def text(value: str) -> bytes:
-    """A text as `encode` writes it; ids and labels come again and again.
-
-    An encoding with such a field appended is the encoding of one field more, so what many encodings begin
-    with is made once.
-    """
+    """A text as `encode` writes it; ids and labels come again and again."""
     content = value.encode("utf-8", "surrogatepass")
     return _HEADER(b"s", len(content)) + content
 

@@ -216,7 +216,7 @@ class Journal:
                 basket,
                 round_id,
                 columns,
-                _checksum(columns, basket, self._last, round_id),
+                checksum(columns, basket, self._last, round_id),
                 len(rows) if is_large and rows else rows,
             ),
         )
@@ -254,7 +254,7 @@ class Journal:
         else:
             self._connection.execute(
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
-                (basket, kind, name, value, _checksum(value, basket, kind, name)),
+                (basket, kind, name, value, checksum(value, basket, kind, name)),
             )
 
     def forget_kind(self, basket: str, kind: str) -> None:
@@ -310,8 +310,7 @@ class Journal:
         self._connection.close()
 
     def _check(self, checked: int, value: bytes, *key: str | int) -> None:
-        # The first journals of version 1 have the checksum of the value alone.
-        if not isinstance(value, bytes) or checked not in (_checksum(value, *key), zlib.crc32(value)):
+        if not isinstance(value, bytes) or not is_whole(checked, value, *key):
             raise self.torn("a checksum differs")
 
     def _create(
@@ -327,7 +326,7 @@ class Journal:
                 connection.executescript(_TABLES)
                 about = (KIND, place.version, federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
-                untold = (OWN, UNTOLD, "", set_aside.encode(), _checksum(set_aside.encode(), OWN, UNTOLD, ""))
+                untold = (OWN, UNTOLD, "", set_aside.encode(), checksum(set_aside.encode(), OWN, UNTOLD, ""))
                 connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", untold)
                 connection.close()
                 draft.rename(self.path)
@@ -423,9 +422,14 @@ def open_journal(place: JournalPlace, federation_id: str, slot: int, run: int) -
     return PostgresJournal(place, federation_id, slot, run)
 
 
-def _checksum(value: bytes, *key: str | int) -> int:
+def checksum(value: bytes, *key: str | int) -> int:
     """Of a value and of the key that it is found by."""
     return zlib.crc32(value, zlib.crc32(repr(key).encode()))
+
+
+def is_whole(checked: int, value: bytes, *key: str | int) -> bool:
+    """Whether this was its `checksum`; the first journals of version 1 have that of the value alone."""
+    return checked in (checksum(value, *key), zlib.crc32(value))
 
 
 def _foreign(path: Path, error: sqlite3.Error) -> StorageError:

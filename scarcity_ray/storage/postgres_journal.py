@@ -20,7 +20,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, LiteralString
@@ -31,7 +30,7 @@ from psycopg import errors
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.postgres import Contents, PostgresConnection
-from scarcity_ray.storage.journal import KIND, OWN, UNTOLD, Batch, JournalPlace
+from scarcity_ray.storage.journal import KIND, OWN, UNTOLD, Batch, JournalPlace, checksum, is_whole
 
 _DEFINITIONS: LiteralString = """
 CREATE SCHEMA IF NOT EXISTS scarcity_ray;
@@ -150,9 +149,10 @@ class PostgresJournal:
     def append(self, basket: str, round_id: int, columns: bytes, rows: bytes | None) -> None:
         """Write a batch; see `Journal.append`."""
         self._last += 1
+        checked = checksum(columns, basket, self._last, round_id)
         self._server.execute(
             "INSERT INTO scarcity_ray.journal_batches VALUES (%s, %s, %s, %s, %s, %s, %s)",
-            [self._id, self._last, basket.encode(), round_id, columns, zlib.crc32(columns), rows],
+            [self._id, self._last, basket.encode(), round_id, columns, checked, rows],
         )
 
     def last_number(self) -> int:
@@ -200,7 +200,7 @@ class PostgresJournal:
                 "INSERT INTO scarcity_ray.journal_records VALUES (%s, %s, %s, %s, %s, %s) "
                 "ON CONFLICT (journal, basket, kind, name) "
                 "DO UPDATE SET value = excluded.value, checked = excluded.checked",
-                [*key, value, zlib.crc32(value)],
+                [*key, value, checksum(value, basket, kind, name)],
             )
 
     def forget_kind(self, basket: str, kind: str) -> None:
@@ -231,12 +231,12 @@ class PostgresJournal:
         since = 0
         while True:
             found = self._read(
-                "SELECT number, columns, checked, rows FROM scarcity_ray.journal_batches "
+                "SELECT number, round, columns, checked, rows FROM scarcity_ray.journal_batches "
                 "WHERE journal = %s AND basket = %s AND number > %s ORDER BY number LIMIT %s",
                 [self._id, basket.encode(), since, _PAGE],
             )
-            for number, columns, checked, rows in found:
-                self._check(columns, checked)
+            for number, round_id, columns, checked, rows in found:
+                self._check(checked, columns, basket, number, round_id)
                 yield Batch(number, columns, rows)
                 since = number
             if len(found) < _PAGE:
@@ -249,8 +249,8 @@ class PostgresJournal:
             "WHERE journal = %s AND basket = %s AND kind = %s ORDER BY name",
             [self._id, basket.encode(), kind],
         )
-        for _, value, checked in found:
-            self._check(value, checked)
+        for name, value, checked in found:
+            self._check(checked, value, basket, kind, name.decode())
         return {name.decode(): value for name, value, _ in found}
 
     def torn(self, detail: str) -> StorageError:
@@ -325,8 +325,8 @@ class PostgresJournal:
             "UPDATE scarcity_ray.journals SET last = %s WHERE id = %s", [self._last, self._id]
         )
 
-    def _check(self, value: bytes, checked: int) -> None:
-        if zlib.crc32(value) != checked:
+    def _check(self, checked: int, value: bytes, *key: str | int) -> None:
+        if not is_whole(checked, value, *key):
             raise self.torn("a checksum differs")
 
 

@@ -204,6 +204,25 @@ def _roles(federation: HierarchicalFederation) -> tuple[BasketHost, GlobalAggreg
     return roles["basket:0"], roles["global"]
 
 
+def test_each_attempt_begins_with_nothing_verified_and_nothing_agreed(federation_of: Any) -> None:
+    """What a host checks and agrees on once, it does once an attempt; the keys of the last are wiped."""
+    fed = federation_of()
+    host, _ = _roles(fed)
+    views, agreed = [], []
+    for _ in range(2):
+        terms = terms_of(fed)
+        host.advertise(terms, tuple(terms.facts))
+        at = [*host._secure.attempt.participants.values()]
+        assert len({id(p._view) for p in at}) == len({id(p._keyring._agreements) for p in at}) == 1
+        views.append(at[0]._view)
+        agreed.append(at[0]._keyring._agreements)
+    assert views[0] is not views[1]
+    assert agreed[0] is not agreed[1]
+    assert not any(views[1]._authentic.values())
+    assert not agreed[0]._own
+    assert any(agreed[1]._own)
+
+
 def test_many_updates_carry_their_meta_parameters() -> None:
     config = HierarchicalFederationConfig(
         vector_dim=2,

@@ -19,7 +19,9 @@ MODEL = GlobalMetaModel(np.zeros(3, np.float32), 3, 9, 0, 1.0, 0.5)
 
 def last(**layer2: Any) -> LastRelease:
     config = HierarchicalFederationConfig(
-        layer1=Layer1Config(aggregation_method="mean", byzantine_fraction=0.0), layer2=Layer2Config(**layer2)
+        vector_dim=3,
+        layer1=Layer1Config(aggregation_method="mean", byzantine_fraction=0.0),
+        layer2=Layer2Config(**layer2),
     )
     release = LastRelease(make_plan(config))
     assert release.adopt(MODEL)
@@ -57,4 +59,15 @@ def test_what_is_no_release_is_not_adopted(rubbish: Any) -> None:
     release = last()
     with pytest.raises(ProtocolViolation, match="this is no release"):
         release.adopt(rubbish)
+    assert release.model is MODEL
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.zeros(3), np.zeros(2, np.float32), np.full(3, np.nan, np.float32), [0.0] * 3]
+)
+def test_what_is_no_vector_of_the_federations_is_not_adopted(numbers: Any) -> None:
+    release = last()
+    for forged in (replace(MODEL, version=2, aggregate=numbers), replace(MODEL, version=2, ledger_head=b"x")):  # type: ignore[arg-type]
+        with pytest.raises(ProtocolViolation, match="3 finite float32"):
+            release.adopt(forged)
     assert release.model is MODEL

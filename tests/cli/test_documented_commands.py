@@ -78,6 +78,7 @@ NOT_RUN = {
     "python -m benchmarks scale": MINUTES,
     "python -m benchmarks nodes": MINUTES,
     "scarcity-ray plan job.yaml --scale --cores 8": "test_plan_command.py",
+    "python -m benchmarks layer2 --before DIR": MINUTES,
     "python -m benchmarks secagg --full": MINUTES,
     "python -m benchmarks simulation --programs 20000": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,

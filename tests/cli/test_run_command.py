@@ -264,13 +264,13 @@ def test_what_a_workload_prints_is_not_among_the_json(noisy, tmp_path):
 def test_an_interrupted_run_keeps_its_model_and_says_what_it_left(noisy, tmp_path, ends):
     out = tmp_path / "out"
     result = _call("run", noisy, "--out", out, "--set", f"workload.args.ends={ends}")
-    assert result.exit_code == ExitCode.FAILED
+    assert result.exit_code == ExitCode.INTERRUPTED
     assert "No round was completed; a round under way may have been charged." in result.stderr
     assert (
         f"{out} holds config.yaml, model.npz, state. Go on with: scarcity-ray run --resume {out}\n"
         in result.stderr
     )
-    assert "Aborted!" in result.stderr
+    assert result.stderr.endswith("scarcity-ray: interrupted\n")
     went_on = _call("run", "--resume", out, "--set", "workload.args.ends=")
     assert went_on.exit_code == ExitCode.DONE, went_on.output
     assert re.search(
@@ -321,5 +321,5 @@ def test_a_run_that_is_not_resumed_is_as_it_was(noisy, tmp_path):
 
 def test_a_run_that_leaves_nothing_leaves_no_folder(noisy, tmp_path):
     result = _call("run", noisy, "--out", tmp_path / "out", "--set", "workload.args.ends=at once")
-    assert result.exit_code == ExitCode.FAILED
+    assert result.exit_code == ExitCode.INTERRUPTED
     assert not (tmp_path / "out").exists()

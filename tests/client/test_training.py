@@ -400,7 +400,7 @@ def test_clients_trained_together_give_what_each_gives_alone(vectors, gives):
     for client, row, update in zip(workload.clients(), rows, updates, strict=True):
         alone = train_client(workload, workload.codec(), row, client, 5)
         assert update.delta.tolist() == alone.delta.tolist()
-        assert dataclasses.replace(update, delta=alone.delta) == alone
+        assert dataclasses.replace(update, delta=None) == dataclasses.replace(alone, delta=None)
 
 
 @pytest.mark.parametrize(

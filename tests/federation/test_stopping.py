@@ -11,14 +11,36 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.config import load
 from scarcity_ray.federation import stopping
 from scarcity_ray.federation.stopping import finishing, interrupt
+from scarcity_ray.runtime import LocalRuntime
+from scarcity_ray_client import Client, Trained, Workload
 from tests.operations.stopping import CLIENTS, IDS, ROWS, SETTINGS
+
+
+class Training(Workload[NDArray[np.float32]]):
+    """Trainings of the clients, each of which gives its row."""
+
+    def clients(self) -> list[Client]:
+        return [Client(client_id, domain) for client_id, domain in CLIENTS]
+
+    def initial_model(self) -> NDArray[np.float32]:
+        return np.zeros(ROWS.shape[1], np.float32)
+
+    def train(
+        self, model: NDArray[np.float32], client: Client, round_id: int
+    ) -> Trained[NDArray[np.float32]]:
+        return Trained(delta=ROWS[IDS.index(client.client_id)].astype(np.float32))
+
+    def evaluate(self, model: NDArray[np.float32]) -> dict[str, float]:
+        return {}
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +118,21 @@ def test_a_release_of_any_driver_is_finished_first(tmp_path: Path) -> None:
             fed.force_aggregate()
         assert fed.get_stats()["n_layer2_aggregations"] == 1
         assert fed.maybe_aggregate() is not None
+
+
+@pytest.mark.parametrize("ends_by", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interrupted_process_cancels_no_training(tmp_path: Path, ends_by: type[BaseException]) -> None:
+    """Ray would end it then, before it has closed the federation; any other error leaves no task behind."""
+    config = load(HierarchicalFederationConfig, {**SETTINGS, "ledger_path": str(tmp_path / "l.sqlite")})
+    tasks = type(LocalRuntime().tasks())
+    with (
+        HierarchicalFederation(config, runtime="local") as fed,
+        mock.patch.object(tasks, "ended", side_effect=ends_by),
+        mock.patch.object(tasks, "stop") as stop,
+    ):
+        with pytest.raises(ends_by):
+            fed.fit(Training(), rounds=1)
+        assert stop.called is (ends_by is ValueError)
 
 
 @finishing()

@@ -231,7 +231,7 @@ def test_a_client_that_is_killed_anywhere_goes_on(served: Watched) -> None:
             sent.sendall(request_of(site, told, body)[:cut])
     with served.wire(site) as sent:
         sent.sendall(request_of(site, told, body))  # all of it: gone before the answer
-    answer = site.send(told, np.ones(DIMENSION))
+    answer = site.ask("PUT", target_of(told.round_id, body), body)
     assert answer.status in (200, 201), answer
     served.idle()
     parts = [0, 1, 4096, 4097, len(body)]
@@ -398,6 +398,27 @@ def test_no_peer_takes_all_connections(served: Watched, site: Site) -> None:
     finally:
         for wire in held:
             wire.close()
+    served.idle()
+
+
+def test_sockets_before_their_handshake_are_capped(
+    served: Watched, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent ones of one address may be a quarter of all connections, for the time of a handshake."""
+    connections = served.gateway.web.connections
+    monkeypatch.setattr(connections, "_most", 40)
+    silent = [socket.create_connection(("localhost", served.port), timeout=5) for _ in range(16)]
+    try:
+        for one in silent[10:]:
+            assert one.recv(1) == b"", "turned away at once"
+        assert connections.num_turned_away == 6
+        assert connections._shaking.total() == 10
+        assert silent[0].recv(1) == b"", "its handshake did not come in time"
+        site.hang_up()
+        assert site.ask("GET", "/v1/me").status == 200
+    finally:
+        for one in silent:
+            one.close()
     served.idle()
 
 

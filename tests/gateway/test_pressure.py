@@ -86,3 +86,21 @@ def test_memory_of_clients_is_bounded() -> None:
 def test_a_large_body_has_longer() -> None:
     assert body_deadline(CONFIG, 0) == 30.0
     assert body_deadline(CONFIG, 16 * 1024 * 100) == 130.0
+
+
+def test_what_nobody_has_signed_is_counted_by_its_address() -> None:
+    """Who knows a site's id uses up its address's requests, not the site's; what is signed is the site's."""
+    pressure = Pressure(CONFIG)
+    for _ in range(3):
+        assert pressure.begin("address", 0.0, is_known=False) == 0.0
+        pressure.end("address")
+    assert pressure.begin("address", 0.0, is_known=False) > 0.0
+    for _ in range(3):
+        assert pressure.begin("proxy", 0.0, is_known=False) == 0.0
+        assert pressure.become("proxy", "site", 0.0) == 0.0
+        pressure.end("site")
+    assert pressure.begin("proxy", 0.0, is_known=False) == 0.0, "all were given back"
+    assert pressure.become("proxy", "site", 0.0) > 0.0, "it is the site that has asked too often"
+    assert pressure.become("proxy", "other", 0.0) == 0.0
+    pressure.end("other")
+    assert (pressure.open, dict(pressure._of)) == (0, {})

@@ -172,6 +172,21 @@ def test_a_new_ledger_replaces_none(path):
         Ledger.create(path, GENESIS, now=1.0)
 
 
+@pytest.mark.parametrize("charge_id", [0, 1.5, True, b"x", ("a",), [], {}])
+def test_a_charge_whose_name_would_not_be_read_back_is_not_recorded(path, charge_id):
+    """A number was once stored as a text, and the ledger was taken for changed from then on."""
+    ledger = filled(path)
+    head = ledger.head_hash
+    with pytest.raises(UsageError, match="charge_id: "):
+        ledger.append(ReleaseCharge(0.1, 0.5, {}), charge_id=charge_id, now=1.0)
+    for now in (math.nan, math.inf, 10**400):
+        with pytest.raises(UsageError):
+            ledger.append(ReleaseCharge(0.1, 0.5, {}), charge_id="a", now=now)
+    assert ledger.head_hash == head
+    ledger.append(ReleaseCharge(0.1, 0.5, {}), charge_id="a", now=1.0)
+    ledger.verify()
+
+
 def test_plain_data_is_recorded_exactly(path):
     ledger = filled(path, rows=0)
     body = {"mu": 0.1 + 0.2, "sigma": float("inf"), "n": np.int64(3), "x": np.float32(0.5), 2: (1, [None])}

@@ -81,7 +81,16 @@ def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(mod
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     assert "scarcity_ray" in loaded
-    assert not loaded & {"ray", "sklearn", "matplotlib", "scipy", "dp_accounting", "pytest", "llvmlite"}
+    assert not loaded & {
+        "ray",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "dp_accounting",
+        "pytest",
+        "llvmlite",
+        "numba",
+    }
 
 
 def test_the_public_names_are_sorted_unique_and_there():

@@ -152,6 +152,17 @@ FOUND = (
         ),
         Setting(auto=True, baskets_per_actor=2),
     ),
+    # The directory died when the basket actors had heard of a round, and could not go on to it yet.
+    Program(
+        (
+            Step(Act.SPLIT),
+            Step(Act.SEND_ALL),
+            Step(Act.GOSSIP),
+            Step(Act.AGGREGATE),
+            Step(Act.ROUND, faults=(Fault(Kind.CALLEE_DIES, 7), Fault(Kind.CALLEE_DIES, 18))),
+        ),
+        Setting(),
+    ),
 )
 """What long runs have found."""
 

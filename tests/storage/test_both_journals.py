@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
@@ -234,6 +235,24 @@ def test_rows_that_are_torn_or_newer_are_refused_by_name(url: LedgerUrl) -> None
         with pytest.raises(StorageError, match="the journals are gone"):
             texts(journal)
     assert url.hidden_in(str(url)) == str(url)
+
+
+@pytest.mark.parametrize("change", ["basket = 'other'", "round = 7", "number = 5"])
+def test_a_batch_that_is_given_to_another_place_is_refused(url: LedgerUrl, change: LiteralString) -> None:
+    import psycopg
+
+    with closing(held(url)) as journal, psycopg.connect(url.conninfo, autocommit=True) as admin:
+        append(journal, "0")
+        old = [
+            zlib.crc32(columns)
+            for (columns,) in admin.execute("SELECT columns FROM scarcity_ray.journal_batches")
+        ]
+        admin.execute(f"UPDATE scarcity_ray.journal_batches SET {change}")
+        basket = "other" if "other" in change else "b"
+        with pytest.raises(StorageError, match="a checksum differs"):
+            list(journal.batches(basket))
+        admin.execute("UPDATE scarcity_ray.journal_batches SET checked = %s", old)
+        assert list(journal.batches(basket)), "the first journals have the checksum of the columns alone"
 
 
 def test_a_user_needs_to_own_nothing(url: LedgerUrl, postgres_server: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, UsageError
 from scarcity_ray.privacy.ledger.events import Event, decode, encode, kind_of
+from scarcity_ray_client.errors import shown
 
 NO_HASH = "0" * 64
 """What the first row is chained to."""
@@ -83,11 +84,17 @@ def sealed(previous: str, seq: int, event: Event, charge_id: str | None, epoch: 
     """The row that records `event` after a row with the hash `previous`.
 
     Raises:
-        UsageError: If the event's details are not plain data.
+        UsageError: If it would not be read back: the event's details are not plain data, the charge's name is
+            no str, the time is none.
     """
+    if not isinstance(charge_id, str | None):
+        raise UsageError(f"charge_id: {shown(charge_id)} is not accepted; a str")
     body, payload = encode(event)
     record = canonical(seq, kind_of(event), charge_id, epoch, at, body)
-    return parse(record, payload, bytes.fromhex(seal(previous, record, payload)))
+    try:
+        return parse(record, payload, bytes.fromhex(seal(previous, record, payload)))
+    except ValueError as error:
+        raise UsageError(f"{kind_of(event)}: this cannot be recorded: {error}") from None
 
 
 def seal(previous: str, record: str, payload: bytes) -> str:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, num_columns
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.distances import (
     centred_points,
@@ -85,7 +85,7 @@ class ApproximateDistances(NamedTuple):
 
 def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
     """Kernel: inner products within the block of the rows less the row `centre`; float32 if it is large."""
-    if not worth_a_kernel(len(block), len(block[0])):
+    if not worth_a_kernel(len(block), num_columns(block)):
         return ApproximateGram(gram_block(block, centre), FLOAT64_ROUNDING)
     kernel = gram_kernel()
     if kernel is not None:
@@ -158,7 +158,7 @@ def measure_approximately(
 
 def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
-    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
+    kernel = gram_kernel() if worth_a_kernel(len(block), num_columns(block)) else None
     if kernel is not None and len(indices) <= FEW:
         return kernel.squares_from(block, indices)
     if kernel is not None:

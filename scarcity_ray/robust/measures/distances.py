@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, num_columns
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.rows import squares_block
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
@@ -144,7 +144,7 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
     Returns:
         (n, n) float64, symmetric; (n + 1, n + 1) with the origin.
     """
-    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
+    kernel = gram_kernel() if worth_a_kernel(len(block), num_columns(block)) else None
     if kernel is not None:
         return kernel.products(block, centre, np.float64, origin=origin)
     points = centred_points(block, centre, origin)
@@ -173,7 +173,7 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 
     The (p, 2) pairs are of row indices, where n stands for the zero vector; the result is (p,) float64.
     """
-    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
+    kernel = gram_kernel() if worth_a_kernel(len(block), num_columns(block)) else None
     if kernel is not None:
         return kernel.squares_of_pairs(block, pairs)
     first = workspace("first", (len(block[0]),), np.float64)

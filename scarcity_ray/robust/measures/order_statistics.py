@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import Vector
+from scarcity_ray.robust.arrays.blocks import Vector, num_columns
 from scarcity_ray.robust.arrays.mixed_rows import MixedRows, mixture_of
 from scarcity_ray.robust.arrays.sorting_networks import apply_network, sorting_network
 from scarcity_ray.robust.arrays.threads import workspace
@@ -65,7 +65,7 @@ def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
     Rows are without NaN and never written to; the window is not empty. Around the median, the sum runs over
     the ranks' residues modulo the count (`closest_to_median`).
     """
-    kernel = order_statistics_kernel() if worth_a_kernel(len(rows), len(rows[0])) else None
+    kernel = _kernel_for(rows)
     if kernel is not None:
         mean: Vector = kernel(rows, window.start, window.stop, around_median=window.around_median)[0].copy()
         return mean
@@ -74,7 +74,7 @@ def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
 
 def window_summary(rows: Sequence[NDArray[np.float32]], window: Window) -> WindowSummary:
     """What `window_mean` gives, with the least and the largest of the values; arguments as there."""
-    kernel = order_statistics_kernel() if worth_a_kernel(len(rows), len(rows[0])) else None
+    kernel = _kernel_for(rows)
     if kernel is not None:
         summary = kernel(rows, window.start, window.stop, around_median=window.around_median)
         return WindowSummary(*summary.copy())
@@ -92,6 +92,11 @@ def window_values(rows: Sequence[NDArray[np.float32]], window: Window) -> list[N
     if window.around_median:
         return closest_to_median(order_statistics(rows, 0, len(rows)), window.stop - window.start)
     return order_statistics(rows, window.start, window.stop)
+
+
+def _kernel_for(rows: Sequence[NDArray[np.float32]]) -> OrderStatisticsKernel | None:
+    given = rows.rows if isinstance(rows, MixedRows) else rows
+    return order_statistics_kernel() if worth_a_kernel(len(rows), num_columns(given)) else None
 
 
 @functools.cache

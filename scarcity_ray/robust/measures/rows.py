@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import Rows, Vector, column_blocks
+from scarcity_ray.robust.arrays.blocks import Rows, Vector, column_blocks, num_columns
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
 from scarcity_ray.robust.native.loader import worth_a_kernel
@@ -57,7 +57,7 @@ def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
 
     Differences and sums are float64, and equal rows have equal distances.
     """
-    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
+    kernel = gram_kernel() if worth_a_kernel(len(block), num_columns(block)) else None
     if kernel is not None:
         return kernel.squares_from(block, np.array([pivot])).reshape(-1)
     middle = workspace("pivot", (len(block[0]),), np.float64)

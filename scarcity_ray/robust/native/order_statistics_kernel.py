@@ -36,7 +36,7 @@ GROUP_ENTRIES = PATTERNS * MIXED_COLUMNS
 
 
 class OrderStatisticsKernel:
-    """The kernel's machine code for this processor; raises what `MachineCode` does."""
+    """The kernel's machine code for this processor; raises what `compiled` does."""
 
     def __init__(self) -> None:
         self._code = compiled(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scarcity_ray.robust.arrays.mixed_rows import MixedRows, mixture_of
 from scarcity_ray.robust.measures import order_statistics
 from scarcity_ray.robust.native import loader
 from scarcity_ray.robust.native.loader import key_of
@@ -55,6 +56,13 @@ def test_a_small_block_loads_no_kernel(monkeypatch):
     for n, d in ((10, 6_553), (10, 6_554)):
         mean.weighted_sum(np.ones((n, d), np.float32), None)
     assert len(asked) == 1
+
+
+def test_asking_whether_a_block_is_worth_a_kernel_forms_no_mixed_rows(monkeypatch):
+    assert order_statistics.order_statistics_kernel() is not None
+    mixed = MixedRows(np.ones((40, 100), np.float32), mixture_of(np.eye(40)))
+    monkeypatch.setattr(MixedRows, "__getitem__", lambda *args: pytest.fail("a row was formed"))
+    order_statistics.window_mean(mixed, order_statistics.Window(3, 20))
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(monkeypatch, tmp_path, caplog):
