@@ -405,9 +405,11 @@ class BasketHost(Role):
         self._room.take(sum(receipt.accepted for receipt in receipts))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
-        signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
+        signed = {}
+        if config.receipts:
+            signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
         result = SubmissionResult(tuple(receipts), tuple(due), signed)
-        if self._call is not None:
+        if self._journal is not None and self._call is not None:
             self._keep("answer", self._call.caller, (self._call.number, *_told(result)))
         try:
             self._save(sync=self._syncs_updates)

@@ -256,13 +256,13 @@ class Driver:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
             UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
-        if not (is_charged or self.supervisor.plan.row_schedule.is_constant):
-            raise UsageError(
-                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each client "
-                "the noise of its step before it draws; nobody can see of which step a row is that comes "
-                "noised. Configure privacy.noise_decay: 1 to submit rows"
-            )
         if self.supervisor.plan.site_noise is not None and not is_charged:
+            if not self.supervisor.plan.row_schedule.is_constant:
+                raise UsageError(
+                    "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each "
+                    "client the noise of its step before it draws; nobody can see of which step a row is "
+                    "that comes noised. Configure privacy.noise_decay: 1 to submit rows"
+                )
             batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
@@ -299,7 +299,8 @@ class Driver:
                 for slot, indices in by_slot.items()
             }
             for slot, answer in self.client.call_baskets(calls).items():
-                receipts.update(zip(by_slot[slot], answer.with_signed(), strict=True))
+                told = answer.with_signed() if answer.signed else answer.receipts
+                receipts.update(zip(by_slot[slot], told, strict=True))
                 due.update(answer.due)
             pending = [
                 i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT

@@ -122,7 +122,8 @@ class MaterialityDetector:
         total = 0.0
         for columns in column_blocks(len(state)):
             difference = workspace("drift", (columns.stop - columns.start,), np.float64)
-            np.subtract(state[columns], pushed.block(columns), out=difference, dtype=np.float64)
+            block = pushed.block(columns)
+            np.copyto(difference, np.subtract(state[columns], block, out=block))
             total += float(np.dot(difference, difference))
         return math.sqrt(total)
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scarcity_ray.robust.arrays.blocks import column_blocks
+from scarcity_ray.robust.arrays.threads import workspace
+
 GRID_BITS = 17
 """Grid steps to a standard deviation of the noise: at least 2^GRID_BITS, less than twice that."""
 
@@ -64,11 +67,13 @@ def noised(
         vector = clipped.copy()
     else:
         step = 2.0 ** (math.frexp(sigma)[1] - 1 - GRID_BITS)
-        values = np.multiply(noise, sigma)
-        values += clipped
-        values /= step
-        np.rint(values, out=values)
-        values *= step
-        vector = values.astype(np.float32)
+        vector = np.empty(len(clipped), np.float32)
+        for columns in column_blocks(len(clipped)):
+            values = workspace("noised", (columns.stop - columns.start,), np.float64)
+            np.multiply(noise[columns], sigma, out=values)
+            np.add(values, clipped[columns], out=values)
+            np.multiply(values, 1.0 / step, out=values)  # exact: a power of two
+            np.rint(values, out=values)
+            np.multiply(values, step, out=vector[columns], casting="same_kind")
     vector.setflags(write=False)
     return vector

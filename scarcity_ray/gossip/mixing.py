@@ -45,6 +45,7 @@ from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.gossip.neighbour_sums import Received, Scales, column_steps, scaled_block
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust.arrays.blocks import Rows
+from scarcity_ray.robust.arrays.threads import workspace
 
 EXCEED = 0.1
 """Probability that a client receives more lies than b."""
@@ -319,10 +320,12 @@ def successive_differences(
     if count < 2:
         return np.zeros(0)
     squared = np.zeros(count)
-    for columns in column_steps(len(vectors[0]), count):
+    for columns in column_steps(len(vectors[0]), 4 * count):
         block = scaled_block("vectors", vectors, columns, scales / unit)
         for first, second in ((slice(1, None), slice(None, -1)), (slice(0, 1), slice(-1, None))):
-            difference = block[first] - block[second]
+            ahead = block[first]
+            difference = workspace("difference", ahead.shape, np.float32)
+            np.subtract(ahead, block[second], out=difference)
             squared[first] += np.einsum("ij,ij->i", difference, difference)
     return squared if count > 2 else squared[:1]
 

@@ -113,15 +113,17 @@ class Received:
     def _long_distances(
         self, states: Rows, state_scales: Scales, vector_scales: Scales, squared: NDArray[np.float64]
     ) -> None:
-        own, others = state_scales.astype(np.float32), vector_scales.astype(np.float32)
-        for i, columns in itertools.product(range(len(states)), column_blocks(len(self.vectors[0]))):
+        own = state_scales.astype(np.float32)
+        heard = [row[:count] for row, count in zip(self.index.tolist(), self.counts.tolist(), strict=True)]
+        for columns in column_blocks(len(self.vectors[0])):
+            vectors = scaled_block("vectors", self.vectors, columns, vector_scales)
             point = workspace("points", (columns.stop - columns.start,), np.float32)
             apart = workspace("gathered", point.shape, np.float32)
-            np.multiply(states[i][columns], own[i], out=point)
-            for k, sender in enumerate(self.index[i, : self.counts[i]].tolist()):
-                np.multiply(self.vectors[sender][columns], others[sender], out=apart)
-                np.subtract(apart, point, out=apart)
-                squared[i, k] += np.dot(apart, apart)
+            for i, senders in enumerate(heard):
+                np.multiply(states[i][columns], own[i], out=point)
+                for k, sender in enumerate(senders):
+                    np.subtract(vectors[sender], point, out=apart)
+                    squared[i, k] += np.dot(apart, apart)
 
     def _short_sums(
         self, states: Rows, factors: NDArray[np.float32], shares: NDArray[np.float32], out: Rows
@@ -141,8 +143,8 @@ class Received:
     def _long_sums(
         self, states: Rows, factors: NDArray[np.float32], shares: NDArray[np.float32], out: Rows
     ) -> None:
-        steps = list(column_steps(len(self.vectors[0]), ROWS_AT_HAND))
-        for i, columns in itertools.product(range(len(states)), steps):
+        steps = column_steps(len(self.vectors[0]), ROWS_AT_HAND)
+        for columns, i in itertools.product(steps, range(len(states))):
             total = workspace("points", (columns.stop - columns.start,), np.float32)
             term = workspace("gathered", total.shape, np.float32)
             heard = [self.vectors[sender][columns] for sender in self.index[i, : self.counts[i]].tolist()]

@@ -93,11 +93,13 @@ class GossipStep:
     to_push: frozenset[str] = frozenset()
 
     def clipped(self, ids: Collection[str], clip_norm: float) -> Iterator[npt.NDArray[np.float32]]:
-        """The clipped states of `ids`, in the order of `client_ids`, one at a time."""
+        """The clipped states of `ids`, in the order of `client_ids`, one at a time; to be read only."""
         wanted = set(ids)
         for index, client_id in enumerate(self.client_ids):
             if client_id in wanted:
-                yield clip_rows([self.states[index]], self.norms[index : index + 1], clip_norm)[0]
+                is_short = self.norms[index] <= clip_norm
+                one = [self.states[index]]
+                yield one[0] if is_short else clip_rows(one, self.norms[index : index + 1], clip_norm)[0]
 
 
 class GossipProtocol:

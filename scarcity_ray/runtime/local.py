@@ -44,7 +44,10 @@ def _isolated(value: Any) -> Any:
 
 
 def _fixed(buffer: pickle.PickleBuffer) -> bytes | pickle.PickleBuffer:
-    """Memory that nobody can write to: bytes, that of a read-only array which owns it, or a copy."""
+    """Memory that nobody can write to: bytes, that of a read-only array which owns it, or such an array's.
+
+    NumPy asks for large pages, where ``bytes`` would take a page fault every 4 KB.
+    """
     owner: object = buffer
     while True:
         if isinstance(owner, pickle.PickleBuffer):
@@ -56,7 +59,11 @@ def _fixed(buffer: pickle.PickleBuffer) -> bytes | pickle.PickleBuffer:
         else:
             break
     is_fixed = isinstance(owner, np.ndarray) and owner.flags.owndata and not owner.flags.writeable
-    return buffer if is_fixed or isinstance(owner, bytes) else bytes(buffer.raw())
+    if is_fixed or isinstance(owner, bytes):
+        return buffer
+    copied = np.array(np.frombuffer(buffer.raw(), np.uint8))
+    copied.setflags(write=False)
+    return pickle.PickleBuffer(copied.data)
 
 
 @dataclass(frozen=True)
@@ -79,24 +86,19 @@ class Network(Protocol):
         """Have a call done: `deliver` does it, now or later, once or never; its answer."""
 
 
-class _AtOnce:
-    """Does each call as it is made."""
-
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
-        return deliver()
-
-
 @dataclass(frozen=True)
 class _LocalHandle:
     roles: dict[str, Any]
     name: str
-    network: Network
+    network: Network | None
 
     def call(self, method: str, *args: object) -> Future[Any]:
         try:
             sent = _isolated(args)
         except Exception as error:
             return _Done(error=error)
+        if self.network is None:
+            return self._deliver(method, sent)
         return self.network.carry(self.name, method, partial(self._deliver, method, sent))
 
     def _deliver(self, method: str, sent: tuple[object, ...]) -> Future[Any]:
@@ -110,7 +112,7 @@ class _LocalHandle:
 
 
 class _LocalPeers:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network | None) -> None:
         self.roles: dict[str, Any] = {}
         self._network = network
 
@@ -189,7 +191,7 @@ class LocalRuntime:
 
     def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False
-        self._peers = _LocalPeers(network or _AtOnce())
+        self._peers = _LocalPeers(network)
         self.peers: Peers = self._peers
         self.compute: Compute = _LocalCompute()
         self._card: _Stored | None = None

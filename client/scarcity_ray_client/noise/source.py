@@ -153,7 +153,7 @@ def rounded_gaussian(
     return noised
 
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 13
 """Words that are worked on at a time."""
 _OVER = 15
 """Bytes beyond its output that the cipher asks room for."""

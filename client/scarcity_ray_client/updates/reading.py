@@ -92,10 +92,10 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
     if numbers.shape != (dimension,):
         return Rejection.WRONG_SHAPE
     if _is_fixed(numbers):
-        return numbers if np.isfinite(numbers).all() else Rejection.NOT_FINITE
+        return numbers if _is_finite(numbers) else Rejection.NOT_FINITE
     with np.errstate(over="ignore", invalid="ignore"):
         row: FloatRow = np.array(numbers, dtype=np.float32, order="C")
-    return _own(row) if np.isfinite(row).all() else Rejection.NOT_FINITE
+    return _own(row) if _is_finite(row) else Rejection.NOT_FINITE
 
 
 def read_rows(messages: Numbers | Sequence[object], dimension: int) -> list[FloatRow | Rejection]:
@@ -147,6 +147,13 @@ def _is_fixed(array: Numbers) -> bool:
     else:
         return False
     return num_bytes - array.nbytes <= MOST_BESIDE_BYTES + array.nbytes // 8
+
+
+def _is_finite(row: FloatRow) -> bool:
+    """Whether all entries are, read once unless the squares of great ones are beyond float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("i,i->", row, row)
+    return bool(np.isfinite(squares)) or bool(np.isfinite(row).all())
 
 
 def _own(row: FloatRow) -> FloatRow:

@@ -98,10 +98,7 @@ def _scaled(row: NDArray[Any], norm: float, clip_norm: float, out: Vector | None
     if norm <= clip_norm:
         np.copyto(out, row)
         return out
-    for columns in column_blocks(len(row)):
-        block = workspace("norm", (columns.stop - columns.start,), np.float64)
-        np.multiply(row[columns], clip_norm / norm, out=block, dtype=np.float64)
-        out[columns] = block
+    np.multiply(row, clip_norm / norm, out=out, dtype=np.float64, casting="same_kind")
     return out
 
 
