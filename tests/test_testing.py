@@ -250,6 +250,7 @@ def test_an_object_a_class_and_a_path_are_rules_and_nothing_else_is():
         check_rule(Fine(), {"a": 1})
 
 
+@pytest.mark.long
 def test_the_same_seed_finds_the_same():
     one, other, another = (check_rule(Fine, most_byzantine=0, seed=seed) for seed in (1, 1, 2))
     assert one == other != another

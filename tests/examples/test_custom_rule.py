@@ -24,6 +24,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["test_median_of_means", "test_thresholded_mean"])
 def test_the_examples_own_tests_pass(name):
     runpy.run_path(str(FOLDER / "test_custom_rules.py"))[name]()

@@ -169,5 +169,6 @@ def assert_rules_are_the_same_as_tasks(compute: Any, methods: list[str]) -> None
         assert counting.tasks >= 1
 
 
+@pytest.mark.long
 def test_every_rule_is_the_same_as_tasks_in_one_process(open_federation: Any) -> None:
     assert_rules_are_the_same_as_tasks(open_federation({})._runtime.compute, list(AggregationMethod))

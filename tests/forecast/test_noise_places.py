@@ -119,6 +119,7 @@ def test_the_proven_kappa_is_that_of_the_rule_as_it_is_configured():
     assert proven_kappa(federation(aggregation_method="centered_clipping"), 5) is None
 
 
+@pytest.mark.long
 def test_central_noise_is_for_rules_with_a_constant_and_site_noise_for_all():
     central, shares, site = chosen()
     assert [choice.place for choice in (central, shares, site)] == list(Place)

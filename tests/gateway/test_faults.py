@@ -258,6 +258,7 @@ def test_an_upload_in_parts_that_is_another_body_begins_again(served: Watched, s
     assert site.ask("PATCH", target, body, Upload_Offset="0", Upload_Length=whole).status == 201
 
 
+@pytest.mark.long
 def test_who_is_slow_is_given_up(served: Watched, site: Site) -> None:
     """In the handshake, in the headers, in the body; others go on meanwhile, and nothing is held after it."""
     told = site.round()
@@ -401,6 +402,7 @@ def test_no_peer_takes_all_connections(served: Watched, site: Site) -> None:
     served.idle()
 
 
+@pytest.mark.long
 def test_sockets_before_their_handshake_are_capped(
     served: Watched, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

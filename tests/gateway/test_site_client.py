@@ -168,6 +168,7 @@ def ends_with_both(served: Served, kit: Path, file: Path) -> None:
     assert [record.accepted for record in served.join().rounds] == [2, 2]
 
 
+@pytest.mark.long
 def test_a_site_that_is_ended_in_its_training_goes_on(served: Served, capsys) -> None:
     kit, file = a_kit(served, "a"), a_workload(served, "a", [1, 0], "SIGTERM")
     before = signal.getsignal(signal.SIGTERM)

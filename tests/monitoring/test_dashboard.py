@@ -71,6 +71,7 @@ def test_the_dashboard_has_the_form_of_rays_own() -> None:
     assert len(squares) == len(set(squares)), "panels overlap"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus; Debian's package has one")
 def test_a_real_prometheus_scrapes_a_gateway_and_answers_the_dashboard(tmp_path: Path) -> None:
     operators, clients = Operators(tmp_path / "operators.json"), [(f"w{n}", f"r{n % 3}") for n in range(15)]

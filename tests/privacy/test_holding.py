@@ -150,6 +150,7 @@ def test_whoever_is_taken_over_charges_nothing_more(path):
     assert kinds(path) == ["genesis", "writer", "r0", "writer"]
 
 
+@pytest.mark.long
 def test_its_own_federation_takes_it_up_again_unasked(path, elsewhere):
     """As when the accountant's node was cut off and lives."""
     elsewhere()

@@ -339,6 +339,7 @@ def test_no_two_attempts_share_a_key(session_of):
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.long
 def test_holds_no_vector_but_the_sum(session_of):
     """The coordinator keeps no reference to a masked input, and never had a plain one."""
     session = session_of(4, dimension=4097).until("mask")

@@ -85,6 +85,7 @@ def test_gossip_alone_trains_every_basket_under_attack(finished):
     assert config.config.federation.layer2.enabled is False
 
 
+@pytest.mark.long
 def test_what_is_written_is_what_was_measured(finished):
     folder, made, outcome = finished
     summary = json.loads((folder / "summary.json").read_text())
