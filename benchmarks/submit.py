@@ -3,8 +3,9 @@
 ``python -m benchmarks submit [--format json] [--waiting 10 400 4000] [--updates 200] [--receipts]``. CPU time
 an update on the local runtime, in one basket with noise off: alone (`offer_update`), together
 (`submit_updates` of a float32 matrix), and together with signatures by keys that the driver holds; with
-``--receipts``, baskets sign receipts for them. Versus the same with the fewest waiting. Then a row's digest
-versus BLAKE2b of the same row where it lies, and of a copy.
+``--receipts``, baskets sign receipts for them. Versus the same with the fewest waiting. Then long rows of one
+matrix, versus copying it, the rows' SHA-256 and copying it again; and a row's digest versus BLAKE2b of the
+same row where it lies, and of a copy.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ DIMENSION = 64
 REPEATS = 5
 
 
-def federation_of(clients: int, signers: int, receipts: bool = False) -> HierarchicalFederation:
+def federation_of(
+    clients: int, signers: int, receipts: bool = False, dimension: int = DIMENSION
+) -> HierarchicalFederation:
     config = HierarchicalFederationConfig(
-        vector_dim=DIMENSION,
+        vector_dim=dimension,
         receipts=receipts,
         total_epsilon=math.inf,
         basket=BasketConfig(max_clients=clients + 1),
@@ -96,6 +99,32 @@ def digests(dimension: int) -> dict[str, float]:
     }
 
 
+def long_rows(clients: int = 20, dimension: int = 1_000_000) -> dict[str, Any]:
+    """Rows of one matrix, in turns with what copies and digests of it cost."""
+    matrix = np.random.default_rng(0).standard_normal((clients, dimension), np.float32)
+    ids = [f"c{i}" for i in range(clients)]
+
+    def floor() -> None:
+        copied = matrix.copy()
+        for row in copied:
+            hashlib.sha256(row.data).digest()
+        copied.copy()
+
+    ours, theirs = math.inf, math.inf
+    for _ in range(REPEATS):
+        with federation_of(clients, 0, dimension=dimension) as federation:
+            theirs = min(theirs, seconds_of(floor))
+            ours = min(ours, seconds_of(partial(federation.submit_updates, ids, matrix, 0)))
+    return {
+        "name": "submit a matrix",
+        "n": clients,
+        "d": dimension,
+        "seconds": ours / clients,
+        "versus": "copy, sha256, copy",
+        "ratio": ours / theirs,
+    }
+
+
 def rows_of(waiting: list[int], updates: int, receipts: bool = False) -> Iterator[dict[str, Any]]:
     first: dict[str, float] = {}
     for n in sorted(waiting):
@@ -113,6 +142,7 @@ def rows_of(waiting: list[int], updates: int, receipts: bool = False) -> Iterato
                 "versus": f"with {min(waiting)} waiting",
                 "ratio": seconds / other,
             }
+    yield long_rows()
     for d in (64, 10_000, 1_000_000):
         ways = digests(d)
         for name, seconds in ways.items():

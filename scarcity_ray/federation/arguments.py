@@ -29,9 +29,6 @@ from scarcity_ray.updates import Rejection, canonical_report, given_array, read_
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 
-LONG_BYTES = 1 << 16
-"""Of a row, from which handling it by itself costs less than a second copy of it."""
-
 
 def check_opening(config: object, clock: object, noise: object) -> None:
     """Check what a federation is made of; config and noise may be None.
@@ -181,10 +178,9 @@ def report_of(meta: object, ranges: Ranges) -> Mapping[str, float] | None:
 
 
 def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]:
-    """Many updates: one array (n, d) of numbers if they can be stacked and are short, else one entry each.
+    """Many updates: one array (n, d) of numbers if they can be stacked, else one entry each.
 
-    An array of numbers is not copied: its long rows are views, which go to their baskets without being
-    gathered and lie there as they came. A row that is no numbers is a `Rejection` at its place.
+    An array of numbers is not copied. A row that is no numbers is a `Rejection` at its place.
 
     Raises:
         UsageError: If this is no sequence.
@@ -195,11 +191,11 @@ def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ..
     if given is not None and given.ndim == 2:
         numbers = read_array(given)
         if not isinstance(numbers, Rejection):
-            return tuple(numbers) if numbers[:1].nbytes >= LONG_BYTES else numbers
+            return numbers
     many = _items("matrix", matrix if given is None else given, "rows of numbers, one a client")
     rows = tuple(map(read_array, many))
     kinds = {None if isinstance(row, Rejection) or row.ndim != 1 else (row.dtype, row.shape) for row in rows}
-    if len(kinds) == 1 and None not in kinds and rows[0].nbytes < LONG_BYTES:  # type: ignore[union-attr]
+    if len(kinds) == 1 and None not in kinds:
         return np.stack([row for row in rows if not isinstance(row, Rejection)])
     return rows
 
