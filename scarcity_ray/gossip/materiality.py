@@ -122,8 +122,7 @@ class MaterialityDetector:
         total = 0.0
         for columns in column_blocks(len(state)):
             difference = workspace("drift", (columns.stop - columns.start,), np.float64)
-            block = pushed.block(columns)
-            np.copyto(difference, np.subtract(state[columns], block, out=block))
+            np.subtract(state[columns], pushed.block(columns), out=difference, dtype=np.float64)
             total += float(np.dot(difference, difference))
         return math.sqrt(total)
 
