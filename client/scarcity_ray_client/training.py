@@ -94,9 +94,9 @@ class Noising:
         return row if isinstance(row, Refusal) else replace(update, delta=row)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
-    """What a client's training gave.
+    """What a client's training gave; two of them are compared field by field, as arrays are.
 
     Attributes:
         client_id: Whose.

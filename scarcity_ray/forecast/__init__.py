@@ -8,6 +8,7 @@ a small basket or release go on, and `warnings` says what is amiss.
 
 from scarcity_ray.forecast.cost_model import MEASURED, Rates, RoundSeconds, probe, round_seconds, scaled
 from scarcity_ray.forecast.feasibility import Forecast, solve_for_rounds
+from scarcity_ray.forecast.memory import beyond_memory, memory_of_roles
 from scarcity_ray.forecast.remedies import HUGE_EPSILON, remedies
 from scarcity_ray.forecast.scale import CallRates, Scale, scale_of
 from scarcity_ray.forecast.warnings import (
@@ -34,6 +35,8 @@ __all__ = [
     "Scale",
     "Told",
     "Warned",
+    "beyond_memory",
+    "memory_of_roles",
     "moot_warnings",
     "probe",
     "remedies",

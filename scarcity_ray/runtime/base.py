@@ -154,6 +154,9 @@ class Runtime(Protocol):
     def nodes(self) -> tuple[str, ...]:
         """The living nodes, the home node first."""
 
+    def node_bytes(self) -> tuple[float, ...]:
+        """Memory of each living node, that of objects included; empty if it is not known."""
+
     @property
     def default_basket_actors(self) -> int:
         """How many basket actors suit this machine or cluster."""

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -216,6 +217,13 @@ class LocalRuntime:
     def nodes(self) -> tuple[str, ...]:
         """This process's one."""
         return (self.home,)
+
+    def node_bytes(self) -> tuple[float, ...]:
+        """This machine's memory, or what a container may have of it."""
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit = Path("/sys/fs/cgroup/memory.max")
+        allowed = limit.read_text().strip() if limit.is_file() else ""
+        return (float(min(machine, int(allowed)) if allowed.isdigit() else machine),)
 
     def tasks(self) -> Tasks:
         """Tasks of one caller's own."""

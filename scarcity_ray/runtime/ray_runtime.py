@@ -99,6 +99,11 @@ class RayRuntime:
         living = (node["NodeID"] for node in ray.nodes() if node["Alive"])
         return tuple(sorted(living, key=lambda node: (node != self.home, node)))
 
+    def node_bytes(self) -> tuple[float, ...]:
+        """Memory of each living node, that of objects included."""
+        living = (node["Resources"] for node in ray.nodes() if node["Alive"])
+        return tuple(has.get("memory", 0.0) + has.get("object_store_memory", 0.0) for has in living)
+
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not running, in parallel, and wait until they answer."""
         if card is None:

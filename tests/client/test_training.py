@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import pickle
 import sys
@@ -400,7 +399,8 @@ def test_clients_trained_together_give_what_each_gives_alone(vectors, gives):
     for client, row, update in zip(workload.clients(), rows, updates, strict=True):
         alone = train_client(workload, workload.codec(), row, client, 5)
         assert update.delta.tolist() == alone.delta.tolist()
-        assert dataclasses.replace(update, delta=None) == dataclasses.replace(alone, delta=None)
+        told, said = ({**vars(one), "delta": None} for one in (update, alone))
+        assert told == said
 
 
 @pytest.mark.parametrize(

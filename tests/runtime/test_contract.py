@@ -113,6 +113,11 @@ def test_a_call_sees_the_effects_of_the_callers_earlier_calls(place: Runtime, ro
     assert gather(futures) == list(range(1, 101))
 
 
+def test_each_node_has_memory(place: Runtime) -> None:
+    assert len(place.node_bytes()) == len(place.nodes())
+    assert all(2.0**28 < size < 2.0**50 for size in place.node_bytes())
+
+
 def test_arrays_arrive_read_only_and_unshared(place: Runtime, role: str) -> None:
     small, large = np.ones(3, np.float32), np.ones(300_000)
     fortran = np.asfortranarray(np.ones((300, 300)))

@@ -1,0 +1,73 @@
+"""Whether a round fits into the memory of the machines that it would run on.
+
+What each role holds is `scale_of`'s, measured on Ray (docs/limits.md). Rows that are trained as tasks go to
+their baskets without passing the driver, which then counts without them. A round that does not fit ends in a
+process that the operating system or Ray kills, after others have trained for it; so it is refused before.
+
+Guarantees:
+    a_round_is_refused_only_beyond_all_memory_or_one_role_beyond_a_node
+    a_refusal_names_each_role_and_what_to_change
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.errors import UsageError
+from scarcity_ray.forecast.scale import MIB, scale_of
+
+
+def memory_of_roles(
+    config: HierarchicalFederationConfig, clients: int, actors: int, *, batch: int = 0
+) -> Mapping[str, tuple[int, float]]:
+    """How many processes each role has, and the bytes that one of them holds at most in a round.
+
+    Args:
+        clients: That take part in a round, in full baskets.
+        actors: Basket actors.
+        batch: Updates that the driver holds at once.
+
+    Raises:
+        UsageError: If so many clients make no release.
+    """
+    scale = scale_of(config, clients, 1, cores_per_node=1, actors=actors, batch=batch)
+    return {
+        "driver": (1, scale.driver_bytes),
+        "directory": (1, scale.directory_bytes),
+        "global aggregator": (1, scale.aggregator_bytes),
+        "basket actor": (actors, scale.actor_bytes),
+    }
+
+
+def beyond_memory(
+    config: HierarchicalFederationConfig, clients: int, actors: int, node_bytes: Sequence[float]
+) -> str:
+    """Why a round does not fit into the nodes' memory, in figures; empty if it fits or makes no release.
+
+    Args:
+        clients: That take part in a round.
+        actors: Basket actors.
+        node_bytes: Memory of each node, objects included; empty if it is not known.
+    """
+    try:
+        roles = memory_of_roles(config, clients, actors)
+    except UsageError:
+        return ""
+    if not node_bytes:
+        return ""
+    total = sum(count * size for count, size in roles.values())
+    largest, size = max(((name, size) for name, (_, size) in roles.items()), key=lambda role: role[1])
+    if total <= sum(node_bytes) and size <= max(node_bytes):
+        return ""
+    parts = ", ".join(
+        f"{name} {size / MIB:,.0f} MiB" + (f" x {count}" if count > 1 else "")
+        for name, (count, size) in roles.items()
+    )
+    return (
+        f"a round of {clients} clients at vector_dim {config.vector_dim:,} needs about "
+        f"{total / MIB:,.0f} MiB ({parts}), and there are {sum(node_bytes) / MIB:,.0f} MiB on "
+        f"{len(node_bytes)} nodes, at most {max(node_bytes) / MIB:,.0f} on one "
+        f"(the {largest} is one process): more nodes or memory, fewer clients_per_round, "
+        "a smaller model, or runtime.check_memory: false to try"
+    )

@@ -1,0 +1,89 @@
+"""A round that does not fit into memory is refused before anybody trains for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scarcity_ray import BasketConfig, HierarchicalFederation, HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.config import RuntimeConfig
+from scarcity_ray.errors import UsageError
+from scarcity_ray.forecast import beyond_memory, memory_of_roles
+from scarcity_ray.runtime.local import LocalRuntime
+from scarcity_ray_client import Client, Trained, Workload
+
+GIB = 2.0**30
+
+
+def config_of(dimension: int, *, check_memory: bool = True) -> HierarchicalFederationConfig:
+    return HierarchicalFederationConfig(
+        vector_dim=dimension,
+        total_epsilon=math.inf,
+        gossip_budget_share=0.0,
+        basket=BasketConfig(min_clients=3, max_clients=3),
+        layer2=Layer2Config(use_secure_aggregation=False, central_dp_epsilon=math.inf),
+        runtime=RuntimeConfig(check_memory=check_memory),
+    )
+
+
+@given(
+    st.integers(1, 10**8),
+    st.integers(9, 500),
+    st.integers(1, 8),
+    st.lists(st.floats(2.0**20, 2.0**40), min_size=1, max_size=4),
+)
+def test_a_round_is_refused_only_beyond_all_memory_or_one_role_beyond_a_node(
+    dimension: int, clients: int, actors: int, node_bytes: list[float]
+) -> None:
+    config = config_of(dimension)
+    roles = memory_of_roles(config, clients, actors)
+    total = sum(count * size for count, size in roles.values())
+    fits = total <= sum(node_bytes) and all(size <= max(node_bytes) for _, size in roles.values())
+    assert (beyond_memory(config, clients, actors, node_bytes) == "") is fits
+
+
+def test_a_refusal_names_each_role_and_what_to_change() -> None:
+    why = beyond_memory(config_of(10**8), 60, 2, [8 * GIB])
+    assert why.startswith("a round of 60 clients at vector_dim 100,000,000 needs about ")
+    for said in ("driver", "directory", "global aggregator", "basket actor", " x 2", "8,192 MiB on 1 nodes"):
+        assert said in why
+    assert "runtime.check_memory: false" in why
+
+
+def test_what_is_not_known_or_releases_nothing_refuses_nothing() -> None:
+    assert beyond_memory(config_of(10**8), 60, 2, []) == ""
+    assert beyond_memory(config_of(10**8), 2, 2, [1.0]) == ""
+
+
+def test_rows_count_with_their_copies_and_more_of_them_with_more_clients() -> None:
+    few, many = (memory_of_roles(config_of(10**6), n, 1)["basket actor"][1] for n in (10, 100))
+    assert few - memory_of_roles(config_of(1), 10, 1)["basket actor"][1] > 10 * 4e6
+    assert many - few > 90 * 4e6
+
+
+class Constant(Workload):
+    def clients(self) -> list[Client]:
+        return [Client(f"c{i}", "d") for i in range(9)]
+
+    def initial_model(self) -> dict[str, np.ndarray]:
+        return {"w": np.zeros(4, np.float32)}
+
+    def train(self, model: dict[str, np.ndarray], client: Client, round_id: int) -> Trained:
+        return Trained(delta={"w": np.ones(4, np.float32)})
+
+    def evaluate(self, model: dict[str, np.ndarray]) -> dict[str, float]:
+        return {"sum": float(model["w"].sum())}
+
+
+def test_a_fit_that_does_not_fit_is_refused_and_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalRuntime, "node_bytes", lambda self: (2.0**20,))
+    with HierarchicalFederation(config_of(4), runtime="local") as fed:
+        with pytest.raises(UsageError, match="needs about"):
+            fed.fit(Constant(), rounds=1)
+        assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
+    with HierarchicalFederation(config_of(4, check_memory=False), runtime="local") as fed:
+        assert len(fed.fit(Constant(), rounds=1).history) == 1
