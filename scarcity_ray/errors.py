@@ -199,6 +199,10 @@ class ClippingWarning(ScarcityWarning):
     """Nearly all updates are longer than the clip norm."""
 
 
+class ConfigWarning(ScarcityWarning):
+    """A key of a configuration by its old name, which a later release refuses."""
+
+
 class LedgerWarning(ScarcityWarning):
     """A ledger that nobody chose a place for, and what follows from it for the budget."""
 

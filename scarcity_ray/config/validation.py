@@ -6,13 +6,15 @@ import difflib
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ArgsKwargs
 
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.errors import ConfigError, ConfigWarning, warn_caller
 from scarcity_ray.ledger_url import without_password
 
 T = TypeVar("T")
@@ -27,9 +29,32 @@ _NOT_OFFERED = dict.fromkeys(("sampling_rate", "sample_rate", "subsampling"), _S
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """What has become of a key, in ``RENAMED``, a class variable of the settings that it was one of.
+
+    Attributes:
+        name: The key that has taken its place, with the same values.
+        removed_in: The release that refuses the old one, such as "0.3"; those before it warn.
+    """
+
+    name: str
+    removed_in: str
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose constructor checks types and ranges (`ConfigError`)."""
+    renamed: Mapping[str, Renamed] = vars(cls).get("RENAMED", {})
+    if renamed:
+
+        def with_new_names(_: type[T], given: object) -> object:
+            if isinstance(given, ArgsKwargs):
+                return ArgsKwargs(given.args, _with_new_names(given.kwargs or {}, renamed))
+            return _with_new_names(given, renamed) if isinstance(given, Mapping) else given
+
+        before: Any = classmethod(with_new_names)
+        cls._with_new_names = model_validator(mode="before")(before)  # type: ignore[attr-defined]
     made = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", populate_by_name=True))(cls)
     original = made.__init__
 
@@ -72,6 +97,24 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
 def to_plain(config: object) -> Any:
     """Settings as mappings, lists, strings and numbers, ready for YAML or JSON; without any password."""
     return TypeAdapter(type(config)).dump_python(config, mode="json", by_alias=True)
+
+
+def _with_new_names(given: Mapping[str, Any], renamed: Mapping[str, Renamed]) -> dict[str, Any]:
+    """Settings under the keys that they have now, with a warning for each that had an old one."""
+    content = dict(given)
+    for old in content.keys() & renamed.keys():
+        name, removed_in = renamed[old].name, renamed[old].removed_in
+        if name in content:
+            raise ConfigError(old, _shown(content[old]), f"{name} alone, which is the new name of this key")
+        if _numbers(version("scarcity-ray")) >= _numbers(removed_in):
+            raise ConfigError(old, _shown(content[old]), f"the key's new name, {name}")
+        warn_caller(f"{old} is called {name} now; release {removed_in} refuses the old name", ConfigWarning)
+        content[name] = content.pop(old)
+    return content
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
