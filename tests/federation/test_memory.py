@@ -102,14 +102,17 @@ def test_live_objects_do_not_grow_with_the_rounds(folder: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_one_thing_a_round_that_is_kept_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `GlobalAggregator` did once: it kept the ledger's head at each release."""
+def test_a_few_things_a_round_that_are_kept_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `GlobalAggregator` did once: it kept the ledger's head at each release.
+
+    Three of them, since other parts of this process may let go of one a round.
+    """
     at_release, kept = GlobalAggregator.run, list[str]()
 
     def run(self: Any, *args: Any) -> Any:
         self._kept_for_ever = kept
-        kept.append("")
+        kept.extend(["", "", ""])
         return at_release(self, *args)
 
     monkeypatch.setattr(GlobalAggregator, "run", run)
-    assert growth_a_round(folder) > 0.5
+    assert growth_a_round(folder) > 1.0

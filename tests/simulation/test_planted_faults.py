@@ -1,4 +1,4 @@
-"""The simulator finds faults that are put into the product, within the programs that CI runs."""
+"""The simulator finds faults that are put into the product, most within the programs that CI runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATER = [pytest.param(plant, marks=pytest.mark.slow) for plant in FOUND_LATER]
 def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     @seed(SEED)
     @settings(
-        max_examples=settings.get_profile("ci").max_examples * 10,
+        max_examples=settings.get_profile("ci").max_examples * 40,  # it ends at the first that is found
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
