@@ -2,14 +2,17 @@
 
 Whoever asks shows an operator's token: as ``Authorization: Bearer``, or once at the page's login, which
 answers with a cookie that scripts cannot read and other sites cannot send. The cookie holds the operator's
-name, an end and a code over both; the code depends on the token's hash, so that the cookie ends with the
-token. Nothing in the page comes from elsewhere, and it writes what sites call themselves as text.
+name, an end, a number of its own and a code over them; the code depends on the token's hash, so that the
+cookie ends with the token. This process refuses it once its operator has logged out here; another gateway of
+the federation takes it until its end. Nothing in the page comes from elsewhere, and it writes what sites call
+themselves as text.
 
 Guarantees:
     nothing_is_told_without_a_token
     an_operator_who_reads_cannot_operate
     another_site_cannot_have_a_browser_operate
     a_cookie_ends_with_its_token_and_its_time
+    a_cookie_ends_with_its_logout
     guesses_are_slowed
     no_answer_tells_of_the_inside: No traceback and no exception's text but a `UsageError`'s.
 """
@@ -119,6 +122,7 @@ class Guard:
         self.clock = clock
         self._key = session_key or os.urandom(32)
         self._guesses: dict[str, _Guesses] = {}
+        self._logged_out: dict[str, int] = {}
 
     def by_token(self, token: str, address: str) -> Operator | None:
         """The operator of a token; None for a wrong one, which is counted while its address need not wait."""
@@ -135,26 +139,36 @@ class Guard:
 
     def cookie(self, operator: Operator) -> str:
         """A cookie's value for an operator who has shown the token."""
-        return self._signed(operator, int(self.clock() + SESSION_SECONDS))
+        return self._signed(operator, int(self.clock() + SESSION_SECONDS), os.urandom(8).hex())
+
+    def log_out(self, value: str) -> None:
+        """Refuse a cookie from now on; one that was not made here is nothing."""
+        now = self.clock()
+        self._logged_out = {known: end for known, end in self._logged_out.items() if end > now}
+        if self.by_cookie(value) is not None:
+            self._logged_out[value] = int(value.split(".")[1])
 
     def by_cookie(self, value: str) -> Operator | None:
         """The operator of a cookie that was made here, has not ended, and whose token still holds."""
         name, _, rest = value.partition(".")
-        ends, _, _ = rest.partition(".")
+        ends, _, rest = rest.partition(".")
+        number, _, _ = rest.partition(".")
         try:
             operator = self.operators.named(base64.urlsafe_b64decode(name.encode()).decode())
             end = int(ends)
         except (ValueError, binascii.Error):
             return None
-        if operator is None or end <= self.clock():
+        if operator is None or end <= self.clock() or value in self._logged_out:
             return None
-        is_own = hmac.compare_digest(self._signed(operator, end).encode(), value.encode("utf-8", "replace"))
+        made = self._signed(operator, end, number)
+        is_own = hmac.compare_digest(*(text.encode("utf-8", "surrogatepass") for text in (made, value)))
         return operator if is_own else None
 
-    def _signed(self, operator: Operator, end: int) -> str:
+    def _signed(self, operator: Operator, end: int, number: str) -> str:
         name = base64.urlsafe_b64encode(operator.name.encode()).decode()
-        message = json.dumps(["scarcity_ray/console/1", operator.name, operator.token_sha256, end]).encode()
-        return f"{name}.{end}.{hmac.new(self._key, message, hashlib.sha256).hexdigest()}"
+        stated = ["scarcity_ray/console/2", operator.name, operator.token_sha256, end, number]
+        message = json.dumps(stated).encode()
+        return f"{name}.{end}.{number}.{hmac.new(self._key, message, hashlib.sha256).hexdigest()}"
 
     def _count(self, address: str) -> None:
         known = self._guesses.pop(address, None)
@@ -206,7 +220,9 @@ class Console:
         return answer
 
     async def logout(self, request: web.Request) -> web.StreamResponse:
-        """Have the browser forget the cookie."""
+        """End the cookie here, and have the browser forget it."""
+        if (cookie := request.cookies.get(COOKIE)) is not None and _is_own_page(request):
+            self._guard.log_out(cookie)
         answer = _json({})
         answer.del_cookie(COOKIE, path="/", httponly=True, secure=self._secure, samesite="Strict")
         return answer

@@ -239,10 +239,12 @@ def test_a_cookie_ends_with_its_token_and_its_time(tmp_path: Path) -> None:
     cookie = guard.cookie(ann)
     assert guard.by_cookie(cookie) == Guard(operators, b"k" * 32, lambda: now[0]).by_cookie(cookie) == ann
     assert Guard(operators, clock=lambda: now[0]).by_cookie(cookie) is None
-    name, end, code = cookie.split(".")
+    name, end, number, code = cookie.split(".")
     for wrong in (
-        f"{name}.{int(end) + 1}.{code}",
-        f"{name}.{end}.{code[:-1]}",
+        f"{name}.{int(end) + 1}.{number}.{code}",
+        f"{name}.{end}.{'0' * 16}.{code}",
+        f"{name}.{end}.{number}.{code[:-1]}",
+        f"{name}.{end}.\ud800.{code}",
         name,
         "",
         "é.é.é",
@@ -251,6 +253,21 @@ def test_a_cookie_ends_with_its_token_and_its_time(tmp_path: Path) -> None:
         assert guard.by_cookie(wrong) is None
     now[0] += SESSION_SECONDS + 1
     assert guard.by_cookie(cookie) is None
+
+
+def test_a_cookie_ends_with_its_logout(tmp_path: Path) -> None:
+    now, operators = [NOW], Operators(tmp_path / "operators.json")
+    operators.add("ann", OperatorRole.READ)
+    (ann,) = operators.all()
+    guard = Guard(operators, b"k" * 32, lambda: now[0])
+    stolen, other = guard.cookie(ann), guard.cookie(ann)
+    guard.log_out(stolen)
+    guard.log_out("made up")
+    assert guard.by_cookie(stolen) is None
+    assert guard.by_cookie(other) == ann
+    now[0] += SESSION_SECONDS + 1
+    guard.log_out(other)
+    assert not guard._logged_out, "what has ended by itself is remembered no longer"
 
 
 def test_the_page_is_the_gateways_own_and_nothing_in_it_is_from_elsewhere(scene: Any) -> None:
