@@ -8,7 +8,7 @@ count.
 
     ours, matrix: `submit_updates` of one float32 matrix a round, gossip, Layer 1 (Krum), and Layer 2 with
         secure aggregation and central noise;
-    ours, single: the same with `submit_update`, one client a call;
+    ours, single: the same with `offer_update`, one client a call that waits for its receipt;
     flower: FedAvg of as many clients, each of which replies with a vector that it has ready. Flower moves the
         model to each client, too, and has neither gossip, nor robust rules, nor masks, nor noise here.
 
