@@ -12,16 +12,16 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Vector, inline_blocks
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, inline_blocks
 from scarcity_ray.robust.arrays.mixed_rows import mixture_of
 from scarcity_ray.robust.arrays.threads import one_blas_thread
 from scarcity_ray.robust.measures.approximate_distances import (
@@ -58,6 +58,10 @@ from scarcity_ray.robust.rules.preaggregation import (
     unmixed,
 )
 from scarcity_ray.robust.rules.registry import AnyRule, get_pre_aggregation, get_rule
+from scarcity_ray.robust.tensors.detection import REMEDY, tensor_rows
+
+if TYPE_CHECKING:
+    from scarcity_ray.robust.tensors.kernels import TensorRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class AggregationResult:
     """The result of a rule.
 
     Attributes:
-        vector: (d,) float32.
+        vector: (d,) float32. Of tensors it is one on their device, float16 or bfloat16 if they are.
         selected: Indices of the rows that entered, ascending.
         weights: (n,) float64, each row's share, for rules that weigh whole rows; else None.
         scores: (n,) float64 to a relative 1e-3, the lower the better, for rules that score; ``nan`` for a
@@ -119,7 +123,8 @@ def aggregate(
     f' = f - masked on the rest.
 
     Args:
-        updates: (n, d) array or a sequence of n rows of length d, of any real type; taken as float32.
+        updates: (n, d) array or a sequence of n rows of length d, of any real type; taken as float32. Tensors
+            of torch, and arrays on a device that speak DLPack, are aggregated where they lie (docs/gpu.md).
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
         pre: Pre-aggregation in order, e.g. ``["nnm"]``.
@@ -127,7 +132,8 @@ def aggregate(
         rng: For a rule from outside that draws; None: always the same.
 
     Raises:
-        UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
+        UsageError: For a wrong type, shape or range, more than f rows that are not finite, or tensors where
+            NumPy's arrays are needed.
         TooFewUpdates: If fewer finite rows are left than the rule needs.
         RuleFailed: If a rule from outside gives no result.
 
@@ -137,27 +143,38 @@ def aggregate(
     """
     rule = get_rule(method)
     num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
-    rows = as_rows(updates)
-    if len(rows) == 0:
+    steps = [get_pre_aggregation(step) for step in pre]
+    tensors = tensor_rows(updates)
+    if tensors is not None and tensors.are_numpys:
+        result = aggregate(
+            tensors.as_numpys(),
+            method=method,
+            num_byzantine=num_byzantine,
+            weights=weights,
+            num_selected=num_selected,
+            pre=pre,
+            report=report,
+            rng=rng,
+        )
+        return replace(result, vector=tensors.like_rows(result.vector))
+    if tensors is None:
+        rows = as_rows(updates)
+        num_rows, measured = len(rows), partial(_measured, rows)
+    else:
+        num_rows, measured = len(tensors), partial(_measured_tensors, tensors)
+    if num_rows == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
-    approximate = None
-    if not report and may_approximate(rule, [get_pre_aggregation(step) for step in pre]):
-        approximate = measure_approximately(inline_blocks(rows), head_norms(rows))
-    kept, norms, finite = list(range(len(rows))), None, rows
-    if approximate is None:
-        norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
-        finite, kept = finite_rows(rows, norms)
-        norms = None if norms is None else norms[kept]
-    rejected = sorted(set(range(len(rows))) - set(kept))
+    map_blocks, kept, norms, approximate = measured(rule, steps, report)
+    rejected = sorted(set(range(num_rows)) - set(kept))
     if len(rejected) > num_byzantine:
         raise UsageError(
-            f"{len(rejected)} of {len(rows)} rows are not finite, more than num_byzantine = {num_byzantine}"
+            f"{len(rejected)} of {num_rows} rows are not finite, more than num_byzantine = {num_byzantine}"
         )
-    if not kept:
+    if map_blocks is None:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine - len(rejected)))
-    checked = None if weights is None else as_weights(weights, len(rows))[kept]
+    checked = None if weights is None else as_weights(weights, num_rows)[kept]
     result = aggregate_blocks(
-        inline_blocks(finite),
+        map_blocks,
         len(kept),
         method=rule.among(kept),
         num_byzantine=num_byzantine - len(rejected),
@@ -174,11 +191,51 @@ def aggregate(
     return AggregationResult(
         vector=result.vector,
         selected=tuple(kept[index] for index in result.selected),
-        weights=None if result.weights is None else spread(result.weights, kept, len(rows), 0.0),
-        scores=None if result.scores is None else spread(result.scores, kept, len(rows), np.nan),
+        weights=None if result.weights is None else spread(result.weights, kept, num_rows, 0.0),
+        scores=None if result.scores is None else spread(result.scores, kept, num_rows, np.nan),
         rejected=tuple(rejected),
-        report=None if result.report is None else result.report.spread(kept, len(rows)),
+        report=None if result.report is None else result.report.spread(kept, num_rows),
     )
+
+
+class Measured(NamedTuple):
+    """The finite rows, and what was measured to find them.
+
+    Attributes:
+        map_blocks: Driver over the finite rows; None if there is none.
+        kept: Their indices.
+        norms: (len(kept),) float64, if the rule or a step asks for them; else None.
+        approximate: Their distances, where those were good: all rows are finite then.
+    """
+
+    map_blocks: MapBlocks | None
+    kept: list[int]
+    norms: NDArray[np.float64] | None
+    approximate: ApproximateDistances | None
+
+
+def _measured(rows: Rows, rule: Rule, steps: Sequence[PreAggregation], report: bool) -> Measured:
+    if not report and may_approximate(rule, steps):
+        approximate = measure_approximately(inline_blocks(rows), head_norms(rows))
+        if approximate is not None:
+            return Measured(inline_blocks(rows), list(range(len(rows))), None, approximate)
+    norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or steps else None
+    finite, kept = finite_rows(rows, norms)
+    blocks = inline_blocks(finite) if kept else None
+    return Measured(blocks, kept, None if norms is None else norms[kept], None)
+
+
+def _measured_tensors(
+    rows: TensorRows, rule: Rule, steps: Sequence[PreAggregation], report: bool
+) -> Measured:
+    if report or isinstance(rule, PluginRule):
+        raise UsageError(f"{'a report' if report else rule.name} is not computed on tensors: {REMEDY}")
+    if may_approximate(rule, steps):
+        approximate = measure_approximately(rows.map_blocks, rows.head_norms())
+        if approximate is not None:
+            return Measured(rows.map_blocks, list(range(len(rows))), None, approximate)
+    finite, kept = rows.finite()
+    return Measured(finite.map_blocks if kept else None, kept, None, None)
 
 
 def aggregate_blocks(
@@ -318,7 +375,8 @@ def _combine(
         found = distances_report(selection, squared, setting.num_rows)
     if report and found is None:
         return combine_and_report(map_blocks, norms, *combination)
-    return np.concatenate(list(map_blocks(combine_block, *combination))), found
+    parts = list(map_blocks(combine_block, *combination))
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0], found
 
 
 def _combine_whole(

@@ -90,6 +90,7 @@ def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(mod
         "pytest",
         "llvmlite",
         "numba",
+        "torch",
     }
 
 
@@ -128,6 +129,8 @@ def modules():
 
 @pytest.mark.parametrize("module", list(modules()))
 def test_every_module_has_a_docstring_and_its_all_resolves(module):
+    if module == "scarcity_ray.robust.tensors.kernels":
+        pytest.importorskip("torch")
     found = importlib.import_module(module)
     assert (found.__doc__ or "").strip(), module
     for name in getattr(found, "__all__", []):

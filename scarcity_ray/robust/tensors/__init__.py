@@ -1,0 +1,4 @@
+"""Rows that are PyTorch's tensors, aggregated on the device where they lie.
+
+`detection` says which rows are, without importing torch; `kernels` computes on them, and imports it.
+"""
