@@ -13,6 +13,7 @@ Guarantees:
     a_nonce_is_taken_once: And by nobody who has not signed for it.
     a_revoked_site_is_refused_at_its_next_request: And an upload that is still on its way then.
     a_refused_slot_is_free_again
+    a_refused_copy_takes_no_accepted_slot: Whoever ends TLS may send another row beside a signed head.
     a_call_that_fails_leaves_the_register_usable
     a_new_round_is_told_to_whoever_asks
 """
@@ -298,9 +299,12 @@ class Register(Role):
                 slot = outcome.slot
                 place = slot.round_id, slot.client_id, slot.sequence
                 if outcome.answer is not None:
+                    # The basket has it: a refused copy that was settled before may have freed the slot.
                     self._db.execute(
-                        "UPDATE slots SET answer = ? WHERE round_id = ? AND client_id = ? AND sequence = ?",
-                        (outcome.answer, *place),
+                        "INSERT INTO slots VALUES (?, ?, ?, ?, ?) "
+                        "ON CONFLICT (round_id, client_id, sequence) DO UPDATE "
+                        "SET digest = excluded.digest, answer = excluded.answer",
+                        (*place, bytes.fromhex(slot.digest), outcome.answer),
                     )
                     self._note_fate(slot, "accepted")
                     self._history.note_outcome(slot.client_id, slot.round_id, None)
@@ -311,7 +315,9 @@ class Register(Role):
                         ] = said
                 elif outcome.reason is not None:
                     self._db.execute(
-                        "DELETE FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ?", place
+                        "DELETE FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ? "
+                        "AND digest = ? AND answer IS NULL",
+                        (*place, bytes.fromhex(slot.digest)),
                     )
                     self._note_fate(slot, outcome.reason)
                     self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)

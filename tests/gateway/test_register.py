@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured, OpenRound
 from scarcity_ray.gateway.enrolments import Enrolments
-from scarcity_ray.gateway.register import Asked, ClaimKind, Outcome, Register, Slot
+from scarcity_ray.gateway.register import Asked, Claim, ClaimKind, Outcome, Register, Slot
 from scarcity_ray_client import IdentityKeyPair, SigningScope
 from scarcity_ray_client.wire import EnrolRequest, ErrorAnswer, RoundState, SignedRequest
 
@@ -176,3 +176,15 @@ def test_one_clients_refusals_do_not_grow_what_a_round_hears(tmp_path: Path) -> 
     for number in range(500):
         book.settle([Outcome(Slot(3, "a", number, digest(0)), reason="bad_signature")])
     assert book.heard(3).refusals == (("a", "bad_signature"),) * 100
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_a_refused_copy_takes_no_accepted_slot(tmp_path: Path, refused_first: bool) -> None:
+    """Two bodies of one name are judged at a time: the signed row, and one that was put in its place."""
+    made, slot = register(tmp_path), Slot(0, "a", 0, digest(1))
+    made.claim([slot, slot])
+    outcomes = [Outcome(slot, reason="bad_signature"), Outcome(slot, b"receipt")]
+    for outcome in outcomes if refused_first else outcomes[::-1]:
+        made.settle([outcome])
+    assert made.claim([slot]) == (Claim(ClaimKind.ANSWERED, b"receipt"),)
+    assert made.claim([Slot(0, "a", 0, digest(2))])[0].kind is ClaimKind.TAKEN
