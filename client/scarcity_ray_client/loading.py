@@ -169,9 +169,11 @@ class SourceFolder:
     def _copy(self) -> Path:
         """This user's own copy, named by its contents: whole or not there at all."""
         digest = hashlib.sha256(repr(sorted(self.files.items())).encode()).hexdigest()[:24]
-        home = Path(tempfile.gettempdir()) / f"scarcity_ray_sources_{os.getuid()}"
+        # Windows numbers no users: its `stat` says 0, and its folder for temporary files is the user's own.
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        home = Path(tempfile.gettempdir()) / f"scarcity_ray_sources_{user}"
         home.mkdir(mode=0o700, exist_ok=True)
-        if home.is_symlink() or home.stat().st_uid != os.getuid():
+        if home.is_symlink() or home.stat().st_uid != user:
             raise UsageError(f"{home}: it belongs to another user; remove it")
         target = home / digest
         if not target.exists():
