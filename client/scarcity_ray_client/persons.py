@@ -47,9 +47,9 @@ BLOCK = 2**22
 """Numbers of gradients by record that are in memory at once, unless one person has more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PersonMean:
-    """The mean over a client's persons.
+    """The mean over a client's persons; two of them are compared field by field, as arrays are.
 
     Attributes:
         row: (d,) float64.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +90,13 @@ def test_a_fit_that_does_not_fit_is_refused_and_spends_nothing(monkeypatch: pyte
         assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
     with HierarchicalFederation(config_of(4, check_memory=False), runtime="local") as fed:
         assert len(fed.fit(Constant(), rounds=1).history) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("dimension", "clients"), [(10**6, 9), (2 * 10**6, 18)])
+def test_rows_take_what_is_predicted_within_half_of_it(dimension: int, clients: int) -> None:
+    script = Path(__file__).with_name("measured_round.py")
+    command = [sys.executable, "-W", "ignore", script, str(dimension), str(clients)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured, predicted = map(float, done.stdout.split())
+    assert 0.5 * predicted <= measured <= 1.1 * predicted

@@ -41,7 +41,7 @@ def sdist_of(source: Path, folder: Path) -> Path:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheels_of_both_packages_work_outside_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip(
         "setuptools", minversion="77", reason="pyproject.toml asks for setuptools 77 to build"
