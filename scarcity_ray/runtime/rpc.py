@@ -203,7 +203,7 @@ class Call(Generic[Called, Answer]):
         """
         if number is None or self.is_query:
             return peers.handle(role).call(self.method, *self.args)
-        return peers.handle(role).call("once", number, self.method, *self.args)
+        return peers.handle(role).call(Role.once.__name__, number, self.method, *self.args)
 
 
 class Compute(Protocol):
