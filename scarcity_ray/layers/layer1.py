@@ -11,7 +11,8 @@ Guarantees:
     the_aggregate_has_at_most_the_clip_norm: To float32 rounding.
     With fewer rows than the rule needs it refuses; it never falls back to a weaker rule.
     the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks: With and without a report.
-    on_a_device_rows_are_clipped_to_the_same_bits_and_the_same_are_selected: Values differ in the last place.
+    on_a_device_rows_are_clipped_as_here_and_the_same_are_selected: Values differ in the last place, where
+        float64 sums in another order do.
     an_aggregate_of_tensors_lies_on_their_device_and_is_float32: Whatever their type, which might not hold a
         vector within the clip norm.
 """
@@ -72,7 +73,7 @@ class PlacedRows(Protocol):
         """See `robust.row_norms`."""
 
     def scaled_blocks(self, factors: NDArray[np.float64] | None, seconds: float) -> MapBlocks:
-        """A driver of the rows times (n,) factors, formed on demand to the bits that `clip_vector` gives.
+        """A driver of the rows times (n,) factors, formed on demand, each in float64 and rounded to float32.
 
         `seconds` is what one core of this machine would take for the rule.
         """

@@ -52,7 +52,7 @@ def aggregated(config, rows, device=None, **more):
 
 @pytest.mark.parametrize("pre", [(), ("nnm",), ("arc",), ("bucketing",)])
 @pytest.mark.parametrize("method", METHODS)
-def test_on_a_device_rows_are_clipped_to_the_same_bits_and_the_same_are_selected(method, pre):
+def test_on_a_device_rows_are_clipped_as_here_and_the_same_are_selected(method, pre):
     if pre and method == "weighted":
         return
     config, rows = config_of(method, pre=pre), rows_of(1)
