@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, stream
-from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.errors import RuleFailed, TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import FederationPlan, persons_of
 from scarcity_ray.privacy.sampling.noise import NoiseSource
@@ -177,7 +177,7 @@ class Layer1Aggregator:
         Raises:
             UsageError: For rows that are no finite vectors.
             TooFewUpdates: With fewer rows than the rule needs for f, or fewer than ``min_updates``.
-            RuleFailed: If a rule from outside gives no result.
+            RuleFailed: If a rule from outside, or the `device`, gives no result.
         """
         tensors = tensor_rows(given.rows)
         if tensors is not None and not tensors.are_numpys:
@@ -186,11 +186,24 @@ class Layer1Aggregator:
             return self._aggregated(given, tensors, seed, report)
         rows = as_rows(given.rows if tensors is None else tensors.as_numpys())
         if tensors is None and self._device is not None and not isinstance(self._rule, PluginRule):
-            there = copied_to(rows, self._device)
-            model = self._aggregated(given, there, seed, report)
-            return replace(model, aggregate=there.to_numpys(model.aggregate))
+            return self._aggregated_there(given, rows, self._device, seed, report)
         model = self._aggregated(given, _NumpyRows(rows, self._blocks_of), seed, report)
         return model if tensors is None else replace(model, aggregate=tensors.from_numpys(model.aggregate))
+
+    def _aggregated_there(
+        self, given: Layer1Input, rows: Rows, device: str, seed: int, report: bool
+    ) -> BasketModel:
+        """A device fails by what it has room for and by its state, not by the rows' values."""
+        try:
+            there = copied_to(rows, device)
+            model = self._aggregated(given, there, seed, report)
+            return replace(model, aggregate=there.to_numpys(model.aggregate))
+        except (AssertionError, RuntimeError) as error:  # torch's, for want of memory, or of CUDA
+            why = (
+                f"{device} failed on {len(rows)} rows of {len(rows[0])} numbers ({type(error).__name__}); "
+                "give each actor more of a GPU (runtime.gpus_per_actor), or set that to 0"
+            )
+            raise RuleFailed(self._rule.name, why, str(error).partition("\n")[0]) from error
 
     def _aggregated(self, given: Layer1Input, rows: PlacedRows, seed: int, report: bool) -> BasketModel:
         count, clip_norm, raw = len(rows), self._config.clip_norm, given.raw_norms

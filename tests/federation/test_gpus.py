@@ -81,6 +81,27 @@ def test_a_rule_from_outside_has_the_gpu_to_itself(open_federation: Any) -> None
     assert all(fed.submit_updates([f"c{i}" for i in range(4)], np.ones((4, 64), np.float32)))
 
 
+def test_a_basket_whose_gpu_fails_waits_with_its_updates_and_tries_again(
+    open_federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'scarcity-ray[test-torch]'")
+    monkeypatch.setattr("scarcity_ray.actors.basket.own_gpu", lambda: "cpu")
+    content = {"auto_aggregate": False, "runtime": {"gpus_per_actor": 1.0}, "gossip_budget_share": 0.0}
+    fed = open_federation(content, runtime="local")
+    clients = [f"c{i}" for i in range(5)]
+    fed.register_clients([(client, "a") for client in clients])
+    assert all(fed.submit_updates(clients, np.ones((5, 64), np.float32)))
+    with monkeypatch.context() as failing:
+        full = Mock(side_effect=RuntimeError("CUDA out of memory"))
+        failing.setattr("scarcity_ray.layers.layer1.copied_to", full)
+        with pytest.warns(UserWarning, match=r"rule krum: cpu failed on 5 rows of 64 numbers"):
+            fed.force_aggregate()
+    assert fed.get_stats()["n_rule_failures"] == 1
+    assert fed.get_basket_model("a") is None
+    fed.force_aggregate()
+    assert np.linalg.norm(fed.get_basket_model("a")) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(("method", "adaptive"), [("krum", False), ("trimmed_mean", True)])
 def test_a_federation_hears_the_same_with_layer1_on_a_device(
     method: str, adaptive: bool, open_federation: Any, clock: Any, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
-from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.errors import RuleFailed, TooFewUpdates, UsageError
 from scarcity_ray.layers import Layer1Aggregator, Layer1Input
 from scarcity_ray.robust import clip_rows, row_norms
 from tests.layers.test_layer1 import BRUTE, clip
@@ -131,6 +131,39 @@ def test_a_rule_from_outside_gets_numpys_rows_on_a_device_and_refuses_tensors():
     assert here.aggregate.tobytes() == there.aggregate.tobytes()
     with pytest.raises(UsageError, match=r"Acts is not computed on tensors: give NumPy arrays"):
         aggregated(config, torch.from_numpy(rows))
+
+
+def test_a_device_that_fails_keeps_the_updates_waiting_and_says_the_remedy(monkeypatch):
+    def full(self, factors, seconds):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n more of it")
+
+    monkeypatch.setattr(kernels.TensorRows, "scaled_blocks", full)
+    with pytest.raises(RuleFailed) as failed:
+        aggregated(config_of("krum"), rows_of(6), "cpu")
+    assert str(failed.value) == (
+        "rule krum: cpu failed on 13 rows of 2300 numbers (OutOfMemoryError); give each actor more of a GPU "
+        "(runtime.gpus_per_actor), or set that to 0: CUDA out of memory. Tried to allocate 2 GiB"
+    )
+
+
+def test_a_device_that_is_not_there_is_told():
+    if not torch.cuda.is_available():
+        with pytest.raises(RuleFailed, match=r"cuda failed on 13 rows .*set that to 0: .*CUDA"):
+            aggregated(config_of("krum"), rows_of(6), "cuda")
+
+
+def test_whatever_torchs_default_device_type_and_mode_are_the_result_is_the_same():
+    rows, config = rows_of(7), config_of("multi_krum", pre=("nnm",))
+    expected = aggregated(config, rows)
+    with torch.device("meta"), torch.inference_mode():
+        torch.set_default_dtype(torch.float64)
+        try:
+            results = [aggregated(config, torch.from_numpy(rows)), aggregated(config, rows, "cpu")]
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for result in results:
+        assert result.selected == expected.selected
+        np.testing.assert_allclose(result.aggregate, expected.aggregate, rtol=1e-6, atol=1e-9)
 
 
 def test_rows_are_copied_to_a_device_once_and_read_only_ones_without_a_warning():

@@ -137,7 +137,8 @@ class TensorRows:
         matrix = torch.empty(
             (len(rows), len(rows[0]) if len(rows) else 0), dtype=torch.float32, device=on_device
         )
-        passing = torch.empty(matrix.shape[1], dtype=torch.float32, pin_memory=on_device.type == "cuda")
+        pinned = on_device.type == "cuda"
+        passing = torch.empty(matrix.shape[1], dtype=torch.float32, device="cpu", pin_memory=pinned)
         for row, out in zip(rows, matrix, strict=True):
             np.copyto(passing.numpy(), row)
             out.copy_(passing)
