@@ -125,6 +125,7 @@ class FakeGateway:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # head and body are two writes: each answer would wait 40 ms
     protocol_version = "HTTP/1.1"
     gateway: FakeGateway
 
