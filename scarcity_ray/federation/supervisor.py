@@ -555,12 +555,13 @@ class Supervisor:
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
     def _suiting_actors(self) -> int:
-        """As many basket actors as there are CPUs, or as the GPUs hold if those are fewer.
+        """As many basket actors as there are CPUs, or as the GPUs hold beside those of placed domains.
 
         Raises:
             UsageError: If they ask for a GPU and the cluster has none; they would wait for it.
         """
-        each, gpus = self.identity.config.runtime.gpus_per_actor, self.runtime.gpus
+        config, gpus = self.identity.config.runtime, self.runtime.gpus
+        each = config.gpus_per_actor
         if not each or gpus is None:
             return self.runtime.default_basket_actors
         if gpus < each:
@@ -568,7 +569,8 @@ class Supervisor:
                 f"runtime.gpus_per_actor is {each:g}, and the cluster has no GPU: add a node with one (Ray "
                 "counts those that it finds; else ray start --num-gpus 1), or set it to 0"
             )
-        return min(self.runtime.default_basket_actors, int(gpus) * int(1.0 / each + 1e-9))
+        room = int(gpus) * int(1.0 / each + 1e-9) - len(config.placement)
+        return min(self.runtime.default_basket_actors, max(1, room))
 
     def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
         identity = replace(self.identity, actors_key=b"")

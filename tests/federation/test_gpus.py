@@ -35,9 +35,11 @@ class OnCluster(LocalRuntime):
         super().start(specs, card=card)
 
 
-def opened(place: LocalRuntime, each: float, folder: Path, monkeypatch: Any) -> HierarchicalFederation:
+def opened(
+    place: LocalRuntime, each: float, folder: Path, monkeypatch: Any, **runtime: Any
+) -> HierarchicalFederation:
     monkeypatch.setattr("scarcity_ray.federation.hierarchical.open_runtime", lambda *_: place)
-    content = {"runtime": {"gpus_per_actor": each}, "ledger_path": str(folder / "ledger.sqlite")}
+    content = {"runtime": {"gpus_per_actor": each, **runtime}, "ledger_path": str(folder / "ledger.sqlite")}
     return HierarchicalFederation(load(HierarchicalFederationConfig, content), runtime="local")
 
 
@@ -50,6 +52,16 @@ def test_each_basket_actor_asks_for_a_gpu_and_there_are_as_many_as_the_gpus_hold
     with opened(place, each, tmp_path, monkeypatch):
         assert place.asked == [each] * actors
         assert sum(name.startswith("basket:") for name in place.names()) == actors
+
+
+def test_gpus_are_left_for_the_actors_of_placed_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scarcity_ray.actors.basket.own_gpu", lambda: "cpu")
+    place, labels = OnCluster(4.0), {"region": "eu"}
+    with opened(place, 1.0, tmp_path, monkeypatch, placement={"a": labels, "b": labels}) as fed:
+        fed.register_clients([("one", "a"), ("two", "b"), ("three", "c")])
+        assert place.asked == [1.0] * 4
 
 
 def test_a_cluster_without_a_gpu_is_refused_before_anything_is_opened(
