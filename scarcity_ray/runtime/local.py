@@ -186,6 +186,7 @@ class LocalRuntime:
     """
 
     default_basket_actors = 1
+    gpus = None
     home = driver = "local"
     machines = 1
     serves_metrics = False

@@ -89,6 +89,11 @@ class RayRuntime:
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     @property
+    def gpus(self) -> float:
+        """The cluster's GPUs, as Ray counts them."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
+
+    @property
     def machines(self) -> int:
         """How many machines the living nodes are on; several nodes may share one."""
         living = (node for node in ray.nodes() if node["Alive"])
@@ -249,6 +254,8 @@ class RayRuntime:
             "scheduling_strategy": strategy,
             "get_if_exists": get_if_exists,
         }
+        if spec.gpus:  # Asked for none, Ray would hide all of them from the role.
+            options["num_gpus"] = spec.gpus
         if self._detached:
             options["lifetime"] = "detached"
         if spec.labels and spec.spread:
@@ -333,12 +340,11 @@ class RayRuntime:
 
 def _why_waiting(spec: RoleSpec) -> str:
     """Why a role has not started, by the resources of the cluster's nodes."""
-    demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
-    if why := why_unplaceable(demand, spec.labels):
+    if why := why_unplaceable(spec.demand, spec.labels):
         return why
-    if not demand:
+    if not spec.demand:
         return "its process was slow to start"
-    return f"it waited for a node with {listed(demand)} free, or its process was slow to start"
+    return f"it waited for a node with {listed(spec.demand)} free, or its process was slow to start"
 
 
 class _OnRay(Role):

@@ -129,7 +129,7 @@ def modules():
 
 @pytest.mark.parametrize("module", list(modules()))
 def test_every_module_has_a_docstring_and_its_all_resolves(module):
-    if module == "scarcity_ray.robust.tensors.kernels":
+    if module in ("scarcity_ray.robust.tensors.kernels", "scarcity_ray.robust.tensors.order_statistics"):
         pytest.importorskip("torch")
     found = importlib.import_module(module)
     assert (found.__doc__ or "").strip(), module

@@ -33,6 +33,13 @@ class Probe:
     def pid(self) -> int:
         return os.getpid()
 
+    def gpus(self) -> dict[str, float]:
+        """What Ray has given it of a GPU."""
+        import ray
+
+        given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+        return {name: amount for name, amount in given.items() if name == "GPU"}
+
     def flags(self, value: dict[str, Any]) -> list[bool]:
         return [array.flags.writeable for array in value.values()]
 
