@@ -66,7 +66,7 @@ from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import map_tasks
+from scarcity_ray.runtime.rpc import TasksBeside
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
@@ -79,6 +79,7 @@ from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
+T = TypeVar("T")
 
 
 class HierarchicalFederation:
@@ -792,10 +793,16 @@ class HierarchicalFederation:
         self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
     ) -> list[Any]:
         """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
+        return self.tasks_beside(function, items, shared).results()
+
+    def tasks_beside(
+        self, function: Callable[..., T], items: Sequence[Any], shared: object | None = None
+    ) -> TasksBeside[T]:
+        """As `map_tasks`, of which some are made while the caller does other work (`TasksBeside.go_on`)."""
         self._open()
         if not callable(function):
             raise UsageError(f"function must be callable, got {shown(function)}")
-        return map_tasks(self._runtime.compute, function, items, shared)
+        return TasksBeside(self._runtime.compute, function, items, shared)
 
     @property
     def faults(self) -> tuple[str, ...]:
