@@ -478,27 +478,28 @@ class HierarchicalFederation:
                 the text has the first one's traceback.
         """
         driver = self._open()
-        terms = FitTerms(
-            rounds=rounds,
-            clients_per_round=clients_per_round,
-            extra_clients=extra_clients,
-            deadline_seconds=deadline_seconds,
-            clients_per_task=clients_per_task,
-            optimizer=ServerSGD() if optimizer is None else optimizer,
-            averaging_decay=averaging_decay,
-            start=start,
-            stopping=stopping,
-            evaluate_clients=evaluate_clients,
-            private_evaluation=private_evaluation,
-            adversary=adversary,
-            seed=self.config.seed if seed is None else seed,
-            site_ledgers=site_ledgers,
-            on_round=publishing(self, self._runtime, driver, on_round),
-            on_progress=on_progress,
-            on_release=on_release,
-            resume=resume,
-        )
-        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
+        with publishing(self, self._runtime, driver, on_round) as on_told:
+            terms = FitTerms(
+                rounds=rounds,
+                clients_per_round=clients_per_round,
+                extra_clients=extra_clients,
+                deadline_seconds=deadline_seconds,
+                clients_per_task=clients_per_task,
+                optimizer=ServerSGD() if optimizer is None else optimizer,
+                averaging_decay=averaging_decay,
+                start=start,
+                stopping=stopping,
+                evaluate_clients=evaluate_clients,
+                private_evaluation=private_evaluation,
+                adversary=adversary,
+                seed=self.config.seed if seed is None else seed,
+                site_ledgers=site_ledgers,
+                on_round=on_told,
+                on_progress=on_progress,
+                on_release=on_release,
+                resume=resume,
+            )
+            return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
