@@ -70,10 +70,13 @@ def noised(
         vector = np.empty(len(clipped), np.float32)
         for columns in column_blocks(len(clipped)):
             values = workspace("noised", (columns.stop - columns.start,), np.float64)
-            np.multiply(noise[columns], sigma, out=values)
-            np.add(values, clipped[columns], out=values)
-            np.multiply(values, 1.0 / step, out=values)  # exact: a power of two
+            state = workspace("noised state", values.shape, np.float64)
+            np.multiply(noise[columns], sigma / step, out=values)  # exact: step is a power of two
+            np.copyto(state, clipped[columns])
+            np.multiply(state, 1.0 / step, out=state)
+            np.add(values, state, out=values)
             np.rint(values, out=values)
-            np.multiply(values, step, out=vector[columns], casting="same_kind")
+            np.multiply(values, step, out=values)
+            np.copyto(vector[columns], values, casting="same_kind")
     vector.setflags(write=False)
     return vector
