@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scarcity_ray.gossip.passes import SEGMENT, cut_to_halves
 from scarcity_ray.robust.arrays.blocks import column_blocks
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.rows import row_norm
@@ -16,12 +17,6 @@ from scarcity_ray.robust.measures.rows import row_norm
 ROUGHNESS = 2.0**-10
 """Largest distance of a remembered state from the true one, relative to its norm."""
 
-_TOP = 15
-"""The greatest entry of a segment lies just below 2^15, where int16 ends."""
-_SEGMENT = 256
-"""Entries with a scale of their own: each is cut by less than 2^-14 of the greatest, 256 by 2^-10 of it."""
-_LEAST = -125
-"""Exponent of the least scale: it and its inverse are float32."""
 _SQUARES = 2.0**-80, 2.0**100
 """Sums of squares between these have lost nothing that matters to the range of float32."""
 
@@ -29,6 +24,9 @@ _SQUARES = 2.0**-80, 2.0**100
 @dataclass(frozen=True, eq=False)
 class HalfVector:
     """A float32 vector in half the memory: block floating point, each entry cut towards zero to 16 bits.
+
+    SEGMENT entries share a scale, so that each is cut by less than 2^-14 of the greatest of them, and all
+    together by 2^-10 of it.
 
     Guarantees:
         It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
@@ -46,28 +44,21 @@ class HalfVector:
     @classmethod
     def of(cls, vector: npt.NDArray[np.float32], earlier: HalfVector | None = None) -> HalfVector:
         """From a finite vector (d,); the memory of an `earlier` one is used again if it fits."""
-        length, width = len(vector), min(len(vector), _SEGMENT)
+        length, width = len(vector), min(len(vector), SEGMENT)
         if earlier is not None and earlier.length == length:
             words, scales = earlier.words, earlier.scales
         else:
             words = np.empty((-(-length // width), width), np.int16)
             scales = np.empty((len(words), 1), np.float32)
-        for columns, segments in _segments(length, width):
-            block = _scratch(columns, segments, width)
-            flat = block.reshape(-1)
-            flat[: columns.stop - columns.start] = vector[columns]
-            flat[columns.stop - columns.start :] = 0.0
-            top = np.maximum(block.max(axis=1, keepdims=True), -block.min(axis=1, keepdims=True))
-            exponents = np.maximum(np.frexp(top)[1] - _TOP, _LEAST)
-            scales[segments] = np.ldexp(np.float32(1.0), exponents)
-            np.multiply(block, np.ldexp(np.float32(1.0), -exponents), out=block)
-            np.copyto(words[segments], block, casting="unsafe")
+        cut_to_halves(vector, words, scales)
         return cls(words, scales, length)
 
     def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """The vector's entries by ranges of columns, each in a scratch array that the next one overwrites."""
-        for columns, segments in _segments(self.length, self.words.shape[1]):
-            block = _scratch(columns, segments, self.words.shape[1])
+        width = self.words.shape[1]
+        for columns in column_blocks(self.length):
+            segments = slice(columns.start // width, -(-columns.stop // width))
+            block = workspace("halved", (segments.stop - segments.start, width), np.float32)
             np.copyto(block, self.words[segments])
             np.multiply(block, self.scales[segments], out=block)
             yield columns, block.reshape(-1)[: columns.stop - columns.start]
@@ -75,16 +66,6 @@ class HalfVector:
     def whole(self) -> npt.NDArray[np.float32]:
         """The vector, float32 (d,)."""
         return (self.words * self.scales).reshape(-1)[: self.length]
-
-
-def _segments(length: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of columns, and the segments that hold each."""
-    for columns in column_blocks(length):
-        yield columns, slice(columns.start // width, -(-columns.stop // width))
-
-
-def _scratch(columns: slice, segments: slice, width: int) -> npt.NDArray[np.float32]:
-    return workspace("halved", (segments.stop - segments.start, width), np.float32)
 
 
 class MaterialityDetector:

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from scarcity_ray_client.errors import UsageError
-from scarcity_ray_client.noise.ziggurat import Float64, Words, normals
+from scarcity_ray_client.noise.ziggurat import DrawBlock, Float64, Words, draw_block, normals
 
 Shape = int | Sequence[int]
 
@@ -55,14 +55,21 @@ class NoiseSource(Protocol):
 
 
 class SystemNoise:
-    """Noise for privacy, from the operating system's entropy; holds no state."""
+    """Noise for privacy, from the operating system's entropy; it holds no state but how to compute.
+
+    Args:
+        draw: `ziggurat.draw_block` or a faster function of a module that does the same.
+    """
+
+    def __init__(self, draw: DrawBlock = draw_block) -> None:
+        self._draw = draw
 
     def standard_normal(self, shape: Shape, stream: str = "") -> Float64:
         """Draw fresh standard normal noise; `stream` is ignored."""
         dimensions = _dimensions(shape)
         count = math.prod(dimensions)
         keystream = Keystream()
-        return normals(count, keystream.blocks(count), keystream.words).reshape(dimensions)
+        return normals(count, keystream.blocks(count), keystream.words, self._draw).reshape(dimensions)
 
     def uniform_words(self, stream: str = "") -> Words:
         """The keystream, under a fresh key for each call; `stream` is ignored."""
