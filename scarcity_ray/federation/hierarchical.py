@@ -57,6 +57,7 @@ from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
+from scarcity_ray.gossip.passes import draw_block
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
@@ -140,7 +141,13 @@ class HierarchicalFederation:
             ledger = configured or default_ledger(config, called, place.machines)
             node = None if is_ledger_url(ledger) else place.home
             identity = FederationIdentity(
-                "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
+                "",
+                config,
+                ledger,
+                node,
+                noise or SystemNoise(draw_block),
+                called,
+                private_ledger=configured is None,
             )
             self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
             opened = self._driver.start(take_over_ledger)
@@ -232,7 +239,7 @@ class HierarchicalFederation:
                 config,
                 ledger,
                 None if is_ledger_url(ledger) else place.home,
-                noise or SystemNoise(),
+                noise or SystemNoise(draw_block),
                 record.name,
                 private_ledger=record.private_ledger and ledger_path is None,
             )
