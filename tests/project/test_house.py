@@ -71,7 +71,7 @@ def test_only_a_typed_call_has_a_role_called_by_a_string():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "handle"
     }
-    assert found == {"runtime/rpc.py", "federation/client.py"}
+    assert found == {"runtime/rpc.py"}
 
 
 @pytest.mark.parametrize("module", ["scarcity_ray.public", "scarcity_ray.actors.basket"])
