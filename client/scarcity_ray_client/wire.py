@@ -16,7 +16,7 @@ Its *name*, in its path and in the signed request, is the SHA-256 of its head: o
 basket computes and checks: a row is hashed once, by whoever judges it. Whoever ends TLS could put another row
 beside a signed head; its basket refuses it then as ``bad_signature``, at no cost to its client's trust. The
 SHA-256 of the whole body is its name too: older clients say that one, and bodies that are sent in parts must,
-since the parts lie on a disk meanwhile.
+since the parts lie on a disk meanwhile. Both are one slot of the gateways' register.
 
 Each answer to a signed request, and to an enrolment, is signed as well, by the federation's answer key, whose
 public half is in the kit: over ``scarcity_ray/answer/1``, a line break, and a JSON list of the request's
