@@ -26,6 +26,7 @@ from scarcity_ray_client.errors import ScarcityError, UsageError
 from scarcity_ray_client.federation_client import Ending, Event, FederationClient
 from scarcity_ray_client.site_file import load_site_file
 from scarcity_ray_client.site_home import PASSWORD, SiteHome
+from scarcity_ray_client.site_ledger import SiteLedger
 
 _EXAMPLES = """examples:
   scarcity-ray-client run hospital_1.zip workload.yaml    enrols if it has not, then trains round by round
@@ -175,11 +176,20 @@ def _status(client: FederationClient, given: argparse.Namespace, say: Callable[[
         "updates_waiting": len(list(client.home.folder.glob("outbox/*.update"))),
         "receipts": len(list(client.home.folder.glob("receipts/*.json"))),
     }
+    own = client.home.folder / "ledger.sqlite"
+    count = "this site's own ledger: none, as it has no policy, or the federation states no cost of a row"
+    if own.exists():
+        with SiteLedger.existing(own) as ledger:
+            most, spent = ledger.policy.lifetime_epsilon, ledger.epsilon_spent
+            facts["own_ledger"] = {"epsilon_spent": spent, "ceiling": most, "is_proof": ledger.is_proof}
+            count = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
+            count += "" if ledger.is_proof else ", if the federation noises each release as it says"
     left = "no claim" if me.epsilon_left is None else f"epsilon {me.epsilon_left:.4g} at delta {me.delta:g}"
     ceiling = "none" if me.ceiling is None else f"epsilon {me.ceiling:g}"
     lines = [
         f"site {me.client_id} of domain {me.domain_id}, basket {me.basket_id or 'none yet'}",
         f"the federation's budget left: {left}; this site's ceiling: {ceiling}",
+        count,
         f"certificate: {days} days left; receipts kept: {facts['receipts']}; not acknowledged: "
         f"{facts['updates_waiting']}",
         *(f"round {one.round_id}: {one.fate}" for one in me.last_rounds),
