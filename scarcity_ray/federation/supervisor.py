@@ -560,9 +560,10 @@ class Supervisor:
         Raises:
             UsageError: If they ask for a GPU and the cluster has none; they would wait for it.
         """
-        config, gpus = self.identity.config.runtime, self.runtime.gpus
+        config = self.identity.config.runtime
         each = config.gpus_per_actor
-        if not each or gpus is None:
+        gpus = self.runtime.gpus if each else None
+        if gpus is None:
             return self.runtime.default_basket_actors
         if gpus < each:
             raise UsageError(

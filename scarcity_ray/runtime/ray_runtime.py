@@ -262,12 +262,11 @@ class RayRuntime:
             "name": spec.name,
             "namespace": self._namespace,
             "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
             "resources": dict(spec.resources),
             "scheduling_strategy": strategy,
             "get_if_exists": get_if_exists,
         }
-        if spec.gpus:  # Asked for none, Ray would hide all of them from the role.
-            options["num_gpus"] = spec.gpus
         if self._detached:
             options["lifetime"] = "detached"
         if spec.labels and spec.spread:
