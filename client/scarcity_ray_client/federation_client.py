@@ -62,6 +62,7 @@ from scarcity_ray_client.wire import (
     UpdateAnswer,
     UpdateHeader,
     digest_of,
+    read_update_body,
     update_body,
 )
 
@@ -538,8 +539,9 @@ class FederationClient:
             except GatewayRefused as refused:
                 if refused.answer.code not in _OVER:
                     raise
+                again = self._signed_anew(path, body) if refused.answer.code is ErrorCode.REFUSED else None
                 path.unlink()
-                return refused.answer
+                return refused.answer if again is None else self._deliver(again)
             try:
                 said = UpdateAnswer.from_json(reply.body)
                 fault = said.fault(body, self.home.kit.federation_id, int(run))
@@ -561,6 +563,29 @@ class FederationClient:
             write_whole(receipts / f"{path.stem}.receipt", said.receipt.encode())
         path.unlink()
         return said
+
+    def _signed_anew(self, path: Path, body: bytes) -> Path | None:
+        """The same row, signed for the run of now, if the server was started again in the update's round.
+
+        A signature is good in one run alone. The round must be the same one, with the model that this site
+        has: a refused row is in no basket, so it can count once at most, and no noise is drawn anew.
+        """
+        run, _, round_id = path.stem.partition("-")
+        answer = self.round(wait_seconds=0.0)
+        is_same = answer.state is RoundState.OPEN and answer.round_id == int(round_id)
+        if not is_same or str(answer.scope.run) == run or answer.model is None:
+            return None
+        if not (self.home.folder / "model" / f"{answer.model.sha256}.f32").exists():
+            return None
+        try:
+            header, row = read_update_body(body, answer.vector_dim)
+        except MessageRefused:
+            return None
+        signature = self.home.identity().sign(header.statement(answer.scope, row).encode())
+        anew = path.with_name(f"{answer.scope.run}-{round_id}.update")
+        write_whole(anew, update_body(replace(header, signature=signature), row))
+        self._note_progress(str(answer.scope.run), answer.round_id)
+        return anew
 
     @property
     def _answer_key(self) -> bytes:

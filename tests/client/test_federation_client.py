@@ -376,6 +376,43 @@ def test_another_model_than_the_named_one_is_never_trained_from(client, gateway)
         client.model(facts)
 
 
+def begins_again(gateway, **changed):
+    """The server is started again while a site trains: the same round and model, and a run of its own."""
+
+    def begun(handler, answer):
+        gateway.scope = replace(gateway.scope, run=78)
+        gateway.publish(0, **changed)
+        answer()
+
+    return begun
+
+
+def test_a_row_is_signed_anew_for_a_server_that_was_started_again(client, gateway, events):
+    goes_on(gateway, 2, **NOISED)
+    gateway.publish(0, **NOISED)
+    client.enrol()
+    gateway.faults = [lambda handler, answer: answer()] * 2 + [begins_again(gateway, **NOISED)]
+    site = a_site(policy=a_policy(unit="person"), noised_alone=True)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0, 1]
+    assert list(gateway.updates) == [0, 1]
+    assert not [event for event in events if event.kind == "refused"]
+    first, second = (
+        Head().extended(header.site_ledger).num_rows for header, _, _ in gateway.updates.values()
+    )
+    assert second == first + 1  # no row was drawn or charged anew
+
+
+def test_a_row_of_another_model_is_not_signed_anew(client, gateway):
+    client.enrol()
+    gateway.publish(0)
+    row = np.full(4, 0.25, np.float32)
+    answer = client.round()  # its model was never fetched: nobody knows what the row was made of
+    begins_again(gateway)(None, lambda: None)
+    assert client.submit(answer, row, 30).code is ErrorCode.REFUSED
+    assert gateway.updates == {}
+
+
 NOISE = SiteNoise(mu=0.3, clip_norm=1.0, min_persons=10, dimension=4)
 NOISED = {"noise": NOISE, "unit": "person", "min_persons": 10, "row_mu": 0.3}
 
