@@ -104,7 +104,7 @@ class Supervisor:
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        self.check_memory(least_clients(self.identity.config))
+        self.check_memory(least_clients(self.identity.config), has_model=False)
         opened = self._open_ledger(now, must_exist=False, take_over=take_over)
         self.num_slots = (
             0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
@@ -120,7 +120,7 @@ class Supervisor:
         self._started.update(spec.name for spec in slots)
         return opened
 
-    def check_memory(self, clients: int) -> None:
+    def check_memory(self, clients: int, *, has_model: bool = True) -> None:
         """Refuse a round of so many clients that would end in a killed process.
 
         Raises:
@@ -131,9 +131,8 @@ class Supervisor:
             return
         each = config.runtime.baskets_per_actor
         actors = None if each else self.num_slots or runtime.default_basket_actors
-        if why := beyond_memory(
-            config, clients, actors, runtime.node_bytes(), is_one_process=runtime.is_one_process
-        ):
+        held = {"has_model": has_model, "is_one_process": runtime.is_one_process}
+        if why := beyond_memory(config, clients, actors, runtime.node_bytes(), **held):
             raise UsageError(why)
 
     def restore(self, take_over: bool, now: float, continues: Sequence[int]) -> BudgetStatus:

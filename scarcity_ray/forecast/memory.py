@@ -17,7 +17,12 @@ from collections.abc import Mapping, Sequence
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import UsageError
+from scarcity_ray.forecast.feasibility import FLOAT_BYTES
 from scarcity_ray.forecast.scale import MIB, CallRates, scale_of
+
+MODEL_BYTES = 64
+"""A number of the model in the driver as it is stepped: the optimiser's state and steps in float64, copies of
+the model in float32. Measured with `ServerSGD`; Adam's second moment adds 24."""
 
 
 def least_clients(config: HierarchicalFederationConfig) -> int:
@@ -31,6 +36,7 @@ def memory_of_roles(
     actors: int | None,
     *,
     batch: int = 0,
+    has_model: bool = True,
     is_one_process: bool = False,
 ) -> Mapping[str, tuple[int, float]]:
     """How many processes each role has, and the bytes that one of them holds at most in a round.
@@ -39,23 +45,28 @@ def memory_of_roles(
         clients: That take part in a round, in full baskets.
         actors: Basket actors; None: as the configuration says.
         batch: Updates that the driver holds at once.
-        is_one_process: Whether all roles are in the driver's process, which starts once.
+        has_model: Whether the driver keeps the model and steps it, as `fit` and `serve` do.
+        is_one_process: Whether all roles are in the driver's process. It starts once, and steps the model
+            when of the rows only one copy is left.
 
     Raises:
         UsageError: If so many clients make no release.
     """
     scale = scale_of(config, clients, 1, cores_per_node=1, actors=actors, batch=batch)
-    actors, starts = scale.actors, CallRates()
+    model = has_model * MODEL_BYTES * config.vector_dim
     if is_one_process:
+        known, actors = CallRates(), scale.actors
+        starts = 2 * known.single_bytes + actors * known.actor_bytes
         held = (
             scale.driver_bytes + scale.directory_bytes + scale.aggregator_bytes + actors * scale.actor_bytes
         )
-        return {"this process": (1, held - 2 * starts.single_bytes - actors * starts.actor_bytes)}
+        copied = (known.copies - 1.0) * clients * FLOAT_BYTES * config.vector_dim
+        return {"this process": (1, held - starts + max(0.0, model - copied))}
     return {
-        "driver": (1, scale.driver_bytes),
+        "driver": (1, scale.driver_bytes + model),
         "directory": (1, scale.directory_bytes),
         "global aggregator": (1, scale.aggregator_bytes),
-        "basket actor": (actors, scale.actor_bytes),
+        "basket actor": (scale.actors, scale.actor_bytes),
     }
 
 
@@ -65,6 +76,7 @@ def beyond_memory(
     actors: int | None,
     node_bytes: Sequence[float],
     *,
+    has_model: bool = True,
     is_one_process: bool = False,
 ) -> str:
     """Why a round does not fit into the nodes' memory, in figures; empty if it fits or makes no release.
@@ -73,10 +85,11 @@ def beyond_memory(
         clients: That take part in a round.
         actors: Basket actors; None: as the configuration says.
         node_bytes: Memory of each node, objects included; empty if it is not known.
+        has_model: Whether the driver keeps the model, as `fit` and `serve` do.
         is_one_process: Whether all roles are in the driver's process.
     """
     try:
-        roles = memory_of_roles(config, clients, actors, is_one_process=is_one_process)
+        roles = memory_of_roles(config, clients, actors, has_model=has_model, is_one_process=is_one_process)
     except UsageError:
         return ""
     if not node_bytes:
@@ -89,10 +102,13 @@ def beyond_memory(
         f"{name} {size / MIB:,.0f} MiB" + (f" x {count}" if count > 1 else "")
         for name, (count, size) in roles.items()
     )
+    where = "here"
+    if len(roles) > 1:
+        most = f"{max(node_bytes) / MIB:,.0f} on one (the {largest} is one process)"
+        where = f"on {len(node_bytes)} nodes, at most {most}"
     return (
         f"a round of {clients} clients at vector_dim {config.vector_dim:,} needs about "
-        f"{total / MIB:,.0f} MiB ({parts}), and there are {sum(node_bytes) / MIB:,.0f} MiB on "
-        f"{len(node_bytes)} nodes, at most {max(node_bytes) / MIB:,.0f} on one "
-        f"({'' if is_one_process else 'the '}{largest} is one process): more nodes or memory, fewer "
-        "clients in a round, a smaller model, or runtime.check_memory: false to try"
+        f"{total / MIB:,.0f} MiB ({parts}), and there are {sum(node_bytes) / MIB:,.0f} MiB {where}: "
+        "more nodes or memory, fewer clients in a round, a smaller model, "
+        "or runtime.check_memory: false to try"
     )

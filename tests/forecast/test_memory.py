@@ -17,6 +17,7 @@ from scarcity_ray import BasketConfig, HierarchicalFederation, HierarchicalFeder
 from scarcity_ray.config import RuntimeConfig
 from scarcity_ray.errors import UsageError
 from scarcity_ray.forecast import CallRates, beyond_memory, memory_of_roles
+from scarcity_ray.forecast.memory import MODEL_BYTES
 from scarcity_ray.runtime.local import LocalRuntime
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -62,11 +63,26 @@ def test_a_refusal_names_each_role_and_what_to_change() -> None:
 
 def test_one_process_counts_its_start_once() -> None:
     config, starts = config_of(10**6), CallRates()
-    roles = memory_of_roles(config, 30, 2)
-    ((count, held),) = memory_of_roles(config, 30, 2, is_one_process=True).values()
+    roles = memory_of_roles(config, 30, 2, has_model=False)
+    ((count, held),) = memory_of_roles(config, 30, 2, has_model=False, is_one_process=True).values()
     assert count == 1
     apart = sum(number * size for number, size in roles.values())
     assert apart - held == 2 * starts.single_bytes + 2 * starts.actor_bytes
+
+
+def test_the_model_counts_in_the_driver_and_in_one_process_only_beyond_the_rows_copies() -> None:
+    config = config_of(10**6)
+    with_model, without = (memory_of_roles(config, 6, 1, has_model=has)["driver"][1] for has in (True, False))
+    assert with_model - without == MODEL_BYTES * 1e6
+    few, many = (
+        [
+            memory_of_roles(config, n, 1, has_model=has, is_one_process=True)["this process"][1]
+            for has in (True, False)
+        ]
+        for n in (6, 60)
+    )
+    assert 0 < few[0] - few[1] < MODEL_BYTES * 1e6
+    assert many[0] == many[1]
 
 
 def test_what_is_not_known_or_releases_nothing_refuses_nothing() -> None:
@@ -117,7 +133,7 @@ def test_a_federation_whose_smallest_release_does_not_fit_is_refused_as_it_opens
 
 @pytest.mark.long
 @pytest.mark.parametrize(("dimension", "clients"), [(10**6, 9), (2 * 10**6, 18)])
-def test_rows_take_what_is_predicted_within_half_of_it(dimension: int, clients: int) -> None:
+def test_a_round_takes_what_is_predicted_or_somewhat_less(dimension: int, clients: int) -> None:
     script = Path(__file__).with_name("measured_round.py")
     command = [sys.executable, "-W", "ignore", script, str(dimension), str(clients)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
