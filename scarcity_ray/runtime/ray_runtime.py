@@ -78,6 +78,7 @@ class RayRuntime:
     """
 
     serves_metrics = True
+    is_one_process = False
 
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
