@@ -8,8 +8,8 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
@@ -18,7 +18,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
-from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
+from scarcity_ray.runtime.rpc import Call, Future, IdempotencyKey, Role, RoleName
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -30,6 +30,18 @@ warnings.simplefilter("always", FaultWarning, append=True)
 
 RECOVERIES = 3
 """Times that one call may restart roles before it gives up."""
+
+
+@dataclass(frozen=True)
+class BegunCalls(Generic[T]):
+    """Calls to basket actors that are on their way, by slot."""
+
+    calls: Mapping[int, Call[BasketHost, T]]
+    pending: Mapping[int, Future[T]]
+
+    def are_answered(self) -> bool:
+        """Whether all answers are here, or lost."""
+        return all(answer.is_done() for answer in self.pending.values())
 
 
 class ActorClient:
@@ -83,13 +95,32 @@ class ActorClient:
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
-        peers, number = self.supervisor.peers, self._next_id()
+        return self.answers(self.begin_baskets(asked, self._next_id()))
+
+    def begin_baskets(
+        self, asked: Mapping[int, Call[BasketHost, T]], number: IdempotencyKey | None = None
+    ) -> BegunCalls[T]:
+        """Send calls to several basket actors; `answers` waits for the answers.
+
+        Args:
+            number: None: one that does not mind other calls of this driver in between. One such at a time!
+        """
+        number = number or IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
+        peers = self.supervisor.peers
         calls = {slot: call if call.is_query else call.numbered(number) for slot, call in asked.items()}
         pending = {s: peers.handle(basket_actor(s)).call(c.method, *c.args) for s, c in calls.items()}
+        return BegunCalls(calls, pending)
+
+    def answers(self, begun: BegunCalls[T]) -> dict[int, T]:
+        """The answers to calls that were begun, by slot; lost ones are sent again under their number.
+
+        Raises:
+            ActorLost: If an actor cannot be restarted.
+        """
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
-        for slot, answer in pending.items():
+        for slot, answer in begun.pending.items():
             try:
                 answers[slot] = answer.result()
             except ActorLost as loss:
@@ -102,7 +133,7 @@ class ActorClient:
         if lost:
             self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._answer(basket_actor(slot), calls[slot])
+            answers[slot] = self._answer(basket_actor(slot), begun.calls[slot])
         return answers
 
     def recover(self, *names: str) -> None:

@@ -79,6 +79,9 @@ class _Done:
             raise self.error
         return self.value
 
+    def is_done(self) -> bool:
+        return True
+
 
 class Network(Protocol):
     """What carries the calls between roles; the tests' one delays and loses some (`tests/simulation`)."""

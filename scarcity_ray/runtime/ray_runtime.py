@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -406,7 +407,7 @@ def is_death(error: BaseException) -> bool:
     return isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RayFuture:
     """A pending call of `actor`, or a task if that is None; Ray's errors are `translated`."""
 
@@ -422,6 +423,14 @@ class _RayFuture:
                 forget(self.actor)
             raise translated(self.name, error) from None
 
+    def is_done(self) -> bool:
+        return bool(self._end.done())
+
+    @cached_property
+    def _end(self) -> Any:
+        """Ray tells it when the call has ended; asking by `ray.wait` takes 0.1 ms each time."""
+        return self.reference.future()
+
 
 @dataclass(frozen=True)
 class _Failed:
@@ -431,6 +440,9 @@ class _Failed:
 
     def result(self) -> Any:
         raise self.error
+
+    def is_done(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

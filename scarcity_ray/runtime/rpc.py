@@ -155,6 +155,9 @@ class Future(Protocol[Answer]):
     def result(self) -> Answer:
         """Wait for the answer and return it, or raise the callee's exception."""
 
+    def is_done(self) -> bool:
+        """Whether `result` would wait for nothing."""
+
 
 class Handle(Protocol):
     """A role whose methods can be called by their names; how a runtime sends a `Call`."""

@@ -47,6 +47,9 @@ class Answer:
             raise self.error
         return self.value
 
+    def is_done(self) -> bool:
+        return True
+
 
 @dataclass(eq=False)
 class Frame:
