@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import uuid
 import warnings
@@ -34,10 +35,11 @@ RECOVERIES = 3
 
 @dataclass(frozen=True)
 class BegunCalls(Generic[T]):
-    """Calls to basket actors that are on their way, by slot."""
+    """Calls to basket actors that are on their way, by slot, all under one number."""
 
     calls: Mapping[int, Call[BasketHost, T]]
     pending: Mapping[int, Future[T]]
+    number: IdempotencyKey
 
     def are_answered(self) -> bool:
         """Whether all answers are here, or lost."""
@@ -50,7 +52,8 @@ class ActorClient:
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
         a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
-            next lookup of every other driver in the directory.
+            next lookup of every other driver in the directory. A submission makes none where the driver knows
+            its clients' baskets (`OperationRunner.locate`).
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver knows.
@@ -74,7 +77,9 @@ class ActorClient:
         Raises:
             UsageError: If the clock gives no finite number: the directory would keep it for all drivers.
         """
-        return moment_of("what clock() gives", self._clock())
+        seconds = self._clock()
+        is_moment = type(seconds) is float and math.isfinite(seconds)
+        return seconds if is_moment else moment_of("what clock() gives", seconds)
 
     def call(
         self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
@@ -84,43 +89,30 @@ class ActorClient:
         Raises:
             ActorLost: If it cannot be restarted.
         """
-        call = Call(method, *args, **kwargs)
-        return self._answer(role, call if call.is_query else call.numbered(self._next_id()))
+        return self._answer(role, Call(method, *args, **kwargs), self._next_id())
 
-    def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
+    def call_baskets(
+        self,
+        asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]],
+        begun: BegunCalls[T] | None = None,
+    ) -> dict[int, T]:
         """As `call`, for several basket actors in parallel; answers by slot.
 
         Args:
             asked: One call for all actors that this driver knows of, or a call for each slot.
+            begun: If they were sent already.
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
-        return self.answers(self.begin_baskets(asked, self._next_id()))
-
-    def begin_baskets(
-        self, asked: Mapping[int, Call[BasketHost, T]], number: IdempotencyKey | None = None
-    ) -> BegunCalls[T]:
-        """Send calls to several basket actors; `answers` waits for the answers.
-
-        Args:
-            number: None: one that does not mind other calls of this driver in between. One such at a time!
-        """
-        number = number or IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
-        peers = self.supervisor.peers
-        calls = {slot: call if call.is_query else call.numbered(number) for slot, call in asked.items()}
-        pending = {s: peers.handle(basket_actor(s)).call(c.method, *c.args) for s, c in calls.items()}
-        return BegunCalls(calls, pending)
-
-    def answers(self, begun: BegunCalls[T]) -> dict[int, T]:
-        """The answers to calls that were begun, by slot; lost ones are sent again under their number.
-
-        Raises:
-            ActorLost: If an actor cannot be restarted.
-        """
+        if begun is not None:
+            pending, number = begun.pending, begun.number
+        else:
+            peers, number = self.supervisor.peers, self._next_id()
+            pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
-        for slot, answer in begun.pending.items():
+        for slot, answer in pending.items():
             try:
                 answers[slot] = answer.result()
             except ActorLost as loss:
@@ -133,8 +125,14 @@ class ActorClient:
         if lost:
             self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._answer(basket_actor(slot), begun.calls[slot])
+            answers[slot] = self._answer(basket_actor(slot), asked[slot], number)
         return answers
+
+    def begin_baskets(self, asked: Mapping[int, Call[BasketHost, T]]) -> BegunCalls[T]:
+        """Send calls that `call_baskets` waits for later; one such at a time, others may come in between."""
+        peers, number = self.supervisor.peers, IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
+        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
+        return BegunCalls(asked, pending, number)
 
     def recover(self, *names: str) -> None:
         """Restart dead roles, and others that these need first; note and log what was lost.
@@ -219,10 +217,10 @@ class ActorClient:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
         return IdempotencyKey(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
-    def _answer(self, role: RoleName[R], call: Call[R, T]) -> T:
+    def _answer(self, role: RoleName[R], call: Call[R, T], number: IdempotencyKey | None = None) -> T:
         for attempt in range(RECOVERIES + 1):
             try:
-                return call.send(self.supervisor.peers, role).result()
+                return call.send(self.supervisor.peers, role, number).result()
             except ActorLost as lost:
                 if not lost.retryable or attempt == RECOVERIES:
                     raise

@@ -264,7 +264,9 @@ class Driver:
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
         answers, due = self._sent(batch)
-        return self._followed(batch, answers, due if aggregate else set())
+        if due or any(receipt.reason is Rejection.READ_ONLY for receipt in answers):
+            return self._followed(batch, answers, due if aggregate else set())
+        return answers
 
     def submit_later(self, batch: SubmissionBatch) -> PendingReceipt:
         """As `submit` for one update, whose receipt comes later."""
@@ -278,7 +280,7 @@ class Driver:
             batch = self._charged(batch)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
-        by_slot, calls = self._routed(batch, range(len(batch)))
+        by_slot, calls = self._routed(batch, range(len(batch)), fresh=False)
         return Wave(batch, by_slot, self.client.begin_baskets(calls))
 
     def _charged(self, batch: SubmissionBatch) -> SubmissionBatch:
@@ -311,12 +313,13 @@ class Driver:
         receipts: dict[int, Receipt] = {}
         due: set[str] = set()
         pending: Sequence[int] = range(len(batch.client_ids))
-        for _ in range(2):
+        for fresh in (False, True, True):
             if wave is None:
-                by_slot, calls = self._routed(batch, pending)
+                by_slot, calls = self._routed(batch, pending, fresh=fresh)
                 told_by = self.client.call_baskets(calls)
             else:
-                by_slot, told_by, wave = wave.by_slot, self.client.answers(wave.calls), None
+                by_slot, told_by = wave.by_slot, self.client.call_baskets(wave.calls.calls, wave.calls)
+                wave = None
             for slot, answer in told_by.items():
                 told = answer.with_signed() if answer.signed else answer.receipts
                 receipts.update(zip(by_slot[slot], told, strict=True))
@@ -336,10 +339,10 @@ class Driver:
         return answers, due
 
     def _routed(
-        self, batch: SubmissionBatch, pending: Sequence[int]
+        self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool
     ) -> tuple[Mapping[int, Sequence[int]], Mapping[int, Call[BasketHost, SubmissionResult]]]:
         """Which of the pending updates go to which basket actor, and the calls that take them there."""
-        routes = self.operations.locate(batch.client_ids[i] for i in pending)
+        routes = self.operations.locate([batch.client_ids[i] for i in pending], fresh=fresh)
         by_slot: dict[int, list[int]] = defaultdict(list)
         for index in pending:
             if batch.client_ids[index] in routes:
@@ -349,7 +352,7 @@ class Driver:
             slot: Call(
                 BasketHost.submit,
                 tuple(routes[batch.client_ids[i]][0] for i in indices),
-                batch.take(indices),
+                batch if len(indices) == len(batch.client_ids) else batch.take(indices),
                 now,
             )
             for slot, indices in by_slot.items()

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -85,6 +84,7 @@ class Role:
 
     def __init__(self) -> None:
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._call: IdempotencyKey | None = None
 
     def recall(self, call: IdempotencyKey, value: object) -> None:
         """Note the answer that was given to a call before this role was restarted."""
@@ -113,7 +113,11 @@ class Role:
             raise ProtocolViolation(f"{method}: its caller has gone on since it made this call")
         if last is None or call.number > last.number or not last.is_known:
             self._answers[call.caller] = _Answer(call.number)
-            last = _Answer(call.number, getattr(self, method)(*args), True)
+            self._call = call
+            try:
+                last = _Answer(call.number, getattr(self, method)(*args), True)
+            finally:
+                self._call = None
             self._answers[call.caller] = last
         self._answers.move_to_end(call.caller)
         while len(self._answers) > CALLERS:
@@ -191,15 +195,18 @@ class Call(Generic[Called, Answer]):
         self.is_query = method in _QUERIES
         self.args: tuple[object, ...] = args
 
-    def send(self, peers: Peers, role: RoleName[Called]) -> Future[Answer]:
-        """Start the call; never blocks and never raises."""
-        return peers.handle(role).call(self.method, *self.args)
+    def send(
+        self, peers: Peers, role: RoleName[Called], number: IdempotencyKey | None = None
+    ) -> Future[Answer]:
+        """Start the call; never blocks and never raises.
 
-    def numbered(self, number: IdempotencyKey) -> Call[Called, Answer]:
-        """The same call, executed once however often it is sent (`Role.once`); a `query` needs no number."""
-        once: Call[Called, Answer] = copy(self)
-        once.method, once.args = Role.once.__name__, (number, self.method, *self.args)
-        return once
+        Args:
+            number: With it the call is executed once, however often it is sent (`Role.once`). A `query` needs
+                none.
+        """
+        if number is None or self.is_query:
+            return peers.handle(role).call(self.method, *self.args)
+        return peers.handle(role).call(Role.once.__name__, number, self.method, *self.args)
 
 
 class Compute(Protocol):

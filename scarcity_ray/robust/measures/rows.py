@@ -9,6 +9,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import Rows, Vector, column_blocks, num_columns
+from scarcity_ray.robust.arrays.blocks import BLOCK_COLUMNS, Rows, Vector, column_blocks, num_columns
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
 from scarcity_ray.robust.native.loader import worth_a_kernel
@@ -29,6 +30,9 @@ def row_norm(row: NDArray[Any]) -> float:
     >>> row_norm(np.array([3.0, 4.0], np.float32))
     5.0
     """
+    if len(row) <= BLOCK_COLUMNS:
+        wide = row.astype(np.float64)
+        return math.sqrt(np.dot(wide, wide))
     total = 0.0
     for columns in column_blocks(len(row)):
         block = workspace("norm", (columns.stop - columns.start,), np.float64)
