@@ -18,11 +18,17 @@ beside a signed head; its basket refuses it then as ``bad_signature``, at no cos
 SHA-256 of the whole body is its name too: older clients say that one, and bodies that are sent in parts must,
 since the parts lie on a disk meanwhile.
 
+Each answer to a signed request, and to an enrolment, is signed as well, by the federation's answer key, whose
+public half is in the kit: over ``scarcity_ray/answer/1``, a line break, and a JSON list of the request's
+occasion (`SignedRequest.occasion`), the status, and the body's SHA-256. Whoever ends TLS can drop or delay an
+answer, and make none. The model's bytes are not signed: the round's answer, which is, states their SHA-256.
+
 Guarantees:
     what_is_written_is_read_back
     a_newer_version_is_refused_by_name
     nothing_malformed_is_read: Cut, too long, of another type, with an unknown or a missing field.
     a_signature_is_for_one_request: Of one method, path, body, client, federation, nonce and time.
+    an_answer_is_to_one_request: Of one status and body.
 """
 
 from __future__ import annotations
@@ -49,6 +55,7 @@ from scarcity_ray_client.errors import MessageRefused, UsageError, shown
 from scarcity_ray_client.identity import PUBLIC_BYTES, SIGNATURE_BYTES, IdentityKeyPair
 from scarcity_ray_client.models import FloatVector
 from scarcity_ray_client.private_evaluation import PrivateEvaluation
+from scarcity_ray_client.receipts import SignedReceipt
 from scarcity_ray_client.site_ledger import HASH_BYTES, Extension, Head
 from scarcity_ray_client.site_noise import SiteNoise
 from scarcity_ray_client.updates import SigningScope, UpdateStatement
@@ -75,6 +82,7 @@ CLIENT, NONCE, TIME, SIGNATURE = (f"Scarcity-{name}" for name in ("Client", "Non
 BODY_DIGEST = "Scarcity-Body-Digest"
 """SHA-256 of this request's body, or of an update's head, hexadecimal: sent wherever there is a body, so that
 the signature can be checked before the body is read."""
+ANSWER_SIGNATURE = "Scarcity-Answer-Signature"
 UPLOAD_OFFSET, UPLOAD_LENGTH = "Upload-Offset", "Upload-Length"
 MODEL_VERSION, MODEL_ROUND = "Scarcity-Model-Version", "Scarcity-Model-Round"
 EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
@@ -464,6 +472,41 @@ class UpdateAnswer:
     basket_id: str
     receipt: str | None = None
 
+    def fault(self, body: bytes, federation_id: str, run: int) -> str:
+        """Why it cannot be the answer to an upload; empty if it can.
+
+        The receipt must be signed by the key that it names, and open to the row. Whether that key is its
+        basket's shows the signature of the whole answer (`is_answer`), and later the rosters
+        (`audit_receipt`).
+
+        Args:
+            body: The upload, as `update_body` gave it.
+            run: Of the scope that the update was signed in.
+        """
+        header, row = read_update_body(body, (len(body) - 4 - _head_length(body)) // 4)
+        sent = header.client_id, header.round_id, header.sequence
+        if (self.client_id, self.round_id, self.sequence) != sent:
+            return (
+                f"it is of client {shown(self.client_id)}, round {self.round_id}, sequence {self.sequence}, "
+                f"and {sent[0]!r}, {sent[1]}, {sent[2]} was sent"
+            )
+        if self.receipt is None:
+            return ""
+        try:
+            receipt = SignedReceipt.from_text(self.receipt)
+        except UsageError as error:
+            return f"its receipt: {error}"
+        if why := receipt.refusal():
+            return f"its receipt: {why}"
+        said = receipt.statement
+        if (said.federation_id, said.run) != (federation_id, run):
+            return "its receipt is of another federation, or another run of it"
+        if (said.client_id, said.round_id, said.basket_id) != (*sent[:2], self.basket_id):
+            return "its receipt is of another update"
+        if receipt.digest != content_digest(row):
+            return "its receipt is of another row"
+        return ""
+
     def to_json(self) -> bytes:
         """As an answer's body."""
         return _written(**vars(self))
@@ -770,6 +813,10 @@ class SignedRequest:
         message = self._message(federation_id, method, target)
         return IdentityKeyPair.verify_with(public_key, message, self.signature)
 
+    def occasion(self, federation_id: str, method: str, target: str) -> str:
+        """What an answer names the request by: the SHA-256 of all that was signed, and of its signature."""
+        return digest_of(self._message(federation_id, method, target) + self.signature)
+
     def headers(self) -> dict[str, str]:
         """As HTTP carries it."""
         found = {
@@ -830,6 +877,26 @@ class SignedRequest:
             self.body_digest,
         ]
         return _message("request", said)
+
+
+def sign_answer(identity: IdentityKeyPair, occasion: str, status: int, body: bytes) -> str:
+    """What `ANSWER_SIGNATURE` holds of an answer.
+
+    Args:
+        occasion: `SignedRequest.occasion`; of an enrolment, which has none, its body's SHA-256.
+    """
+    signature = identity.sign(_message("answer", [occasion, status, digest_of(body)]))
+    return base64.b64encode(signature).decode()
+
+
+def is_answer(public_key: bytes, occasion: str, status: int, body: bytes, told: str) -> bool:
+    """Whether the holder of the answer key has given this answer to this request."""
+    try:
+        signature = base64.b64decode(told, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    message = _message("answer", [occasion, status, digest_of(body)])
+    return IdentityKeyPair.verify_with(public_key, message, signature)
 
 
 def is_digest(text: object) -> bool:

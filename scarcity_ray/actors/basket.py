@@ -50,6 +50,8 @@ from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.robust import PluginRule
+from scarcity_ray.robust.tensors.detection import own_gpu
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import Compute, IdempotencyKey, Peers, Role, query
 from scarcity_ray.secagg import (
@@ -150,6 +152,7 @@ class BasketHost(Role):
 
     Raises:
         StorageError: If there is a journal and it cannot be used.
+        UsageError: If ``runtime.gpus_per_actor`` asks for a GPU and PyTorch finds none.
     """
 
     def __init__(
@@ -180,6 +183,8 @@ class BasketHost(Role):
         self._run = run
         self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
+        uses_gpu = plan.config.runtime.gpus_per_actor > 0.0 and not isinstance(plan.rule, PluginRule)
+        self._device = own_gpu() if uses_gpu else None
         self._baskets: dict[str, Basket] = {}
         self._charges = BasketCharges(slot, peers)
         self._last = LastRelease(plan, latest)
@@ -795,7 +800,9 @@ class BasketHost(Role):
         return None
 
     def _clip(self) -> None:
-        self._aggregator = Layer1Aggregator(self._last.plan.config.layer1, blocks_of=self._blocks_of)
+        self._aggregator = Layer1Aggregator(
+            self._last.plan.config.layer1, blocks_of=self._blocks_of, device=self._device
+        )
         for basket in self._baskets.values():
             basket.states.clip_norm = self._last.clip_norm
 

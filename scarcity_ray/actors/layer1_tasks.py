@@ -96,9 +96,6 @@ class _Here:
     def result(self) -> Any:
         return self._compute()
 
-    def is_done(self) -> bool:
-        return False
-
 
 def _blocks_in_task(
     rows: Rows, spans: list[slice], kernel: Callable[..., T], args: tuple[Any, ...]

@@ -19,7 +19,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
-from scarcity_ray.runtime.rpc import Call, Future, IdempotencyKey, Role, RoleName
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName, Running
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -38,12 +38,12 @@ class BegunCalls(Generic[T]):
     """Calls to basket actors that are on their way, by slot, all under one number."""
 
     calls: Mapping[int, Call[BasketHost, T]]
-    pending: Mapping[int, Future[T]]
+    pending: Mapping[int, Running[T]]
     number: IdempotencyKey
 
     def are_answered(self) -> bool:
         """Whether all answers are here, or lost."""
-        return all(answer.is_done() for answer in self.pending.values())
+        return all(answer.is_over() for answer in self.pending.values())
 
 
 class ActorClient:

@@ -403,6 +403,11 @@ class Register(Role):
         """What gateways sign operators' logins with."""
         return self._session_key
 
+    def answer_seed(self) -> bytes:
+        """Of the key that gateways sign their answers with (`Enrolments.answer_seed`)."""
+        with self._lock:
+            return self._enrolments.answer_seed()
+
     def pause(self, is_paused: bool) -> None:
         """Have no round close, or go on."""
         with self._lock:

@@ -159,14 +159,18 @@ class Future(Protocol[Answer]):
     def result(self) -> Answer:
         """Wait for the answer and return it, or raise the callee's exception."""
 
-    def is_done(self) -> bool:
-        """Whether `result` would wait for nothing."""
+
+class Running(Future[Answer], Protocol[Answer]):
+    """The answer of a call or a task, which can be looked for without waiting."""
+
+    def is_over(self) -> bool:
+        """Whether `result` would answer at once."""
 
 
 class Handle(Protocol):
     """A role whose methods can be called by their names; how a runtime sends a `Call`."""
 
-    def call(self, method: str, *args: object) -> Future[Any]:
+    def call(self, method: str, *args: object) -> Running[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
 
 
@@ -197,7 +201,7 @@ class Call(Generic[Called, Answer]):
 
     def send(
         self, peers: Peers, role: RoleName[Called], number: IdempotencyKey | None = None
-    ) -> Future[Answer]:
+    ) -> Running[Answer]:
         """Start the call; never blocks and never raises.
 
         Args:
@@ -218,8 +222,11 @@ class Compute(Protocol):
     def put(self, value: object) -> Any:
         """Store `value` once; the reference may be given to any number of `submit` calls."""
 
-    def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
+    def submit(self, function: Callable[..., T], *args: object) -> Running[T]:
         """Run a module-level function; arguments made by `put` arrive as their values."""
+
+    def submit_beside(self, function: Callable[..., T], *args: object) -> Running[T]:
+        """As `submit`, for what nobody waits for yet: it reserves no CPU, and yields to all other work."""
 
     def on(self, labels: Mapping[str, str]) -> Compute:
         """The same, which runs functions on nodes with these labels alone."""
@@ -241,5 +248,38 @@ def gather(futures: Iterable[Future[T]]) -> list[T]:
 
 def map_tasks(compute: Compute, function: Callable[..., T], items: Sequence[Any], *shared: object) -> list[T]:
     """``[function(item, *shared) for item in items]`` as tasks, with `shared` stored once."""
-    references = [compute.put(value) for value in shared]
-    return gather([compute.submit(function, item, *references) for item in items])
+    return TasksBeside(compute, function, items, *shared).results()
+
+
+class TasksBeside(Generic[T]):
+    """``[function(item, *shared) for item in items]`` as tasks, some of them made while the caller works on.
+
+    Args:
+        shared: Values that are stored once.
+    """
+
+    def __init__(
+        self, compute: Compute, function: Callable[..., T], items: Sequence[Any], *shared: object
+    ) -> None:
+        self._compute, self._function, self._items = compute, function, items
+        self._shared = [compute.put(value) for value in shared]
+        self._begun: list[Running[T]] = []
+
+    def go_on(self) -> None:
+        """Begin the next ones, of which up to half as many as there are CPUs run at once; to be called often.
+
+        They run at the lowest priority. One CPU has no time left beside other work: none is begun.
+        """
+        running = sum(not task.is_over() for task in self._begun)
+        for item in self._items[len(self._begun) :][: self._compute.parallelism // 2 - running]:
+            self._begun.append(self._compute.submit_beside(self._function, item, *self._shared))
+
+    def results(self) -> list[T]:
+        """All results, in order; those that are not begun yet are made now, on all CPUs.
+
+        Raises:
+            Exception: The first that a task raised, after every task has ended.
+        """
+        rest = self._items[len(self._begun) :]
+        self._begun += [self._compute.submit(self._function, item, *self._shared) for item in rest]
+        return gather(self._begun)

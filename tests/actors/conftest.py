@@ -23,7 +23,7 @@ class Answer:
             raise self.error
         return self.value
 
-    def is_done(self) -> bool:
+    def is_over(self) -> bool:
         return True
 
 

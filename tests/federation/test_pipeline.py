@@ -65,7 +65,7 @@ class _Later:
     name: str
     answer: Any
 
-    def is_done(self) -> bool:
+    def is_over(self) -> bool:
         return False
 
     def result(self) -> Any:

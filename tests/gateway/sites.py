@@ -86,6 +86,7 @@ class Site:
     federation_id: str = ""
     chain: Path | None = None
     connection: http.client.HTTPConnection | None = None
+    occasion: str = ""
 
     def ask(
         self,
@@ -109,6 +110,7 @@ class Site:
                 time.time(),
                 digest or digest_of(body),
             )
+            self.occasion = made.occasion(self.federation_id, method, target)
             given = {**made.headers(), **given}
         if self.connection is None:
             self.connection = http.client.HTTPSConnection(

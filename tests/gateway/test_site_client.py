@@ -230,7 +230,7 @@ def test_a_kit_holds_no_private_key_and_is_its_owners_alone(served: Served) -> N
     kit = a_kit(served, "a", "--feature", "1.5")
     assert kit.stat().st_mode & 0o077 == 0
     with zipfile.ZipFile(kit) as held:
-        assert sorted(held.namelist()) == ["README.txt", "authority.pem", "kit.json", "token"]
+        assert sorted(held.namelist()) == ["README.txt", "answers.key", "authority.pem", "kit.json", "token"]
         texts = b"".join(held.read(name) for name in held.namelist())
     assert b"PRIVATE KEY" not in texts
     assert "exists" in refused("client-kit", "make", served.run, "a", "--domain", "a", "--out", kit)

@@ -23,7 +23,7 @@ from typing import Any
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.runtime import LocalRuntime
 from scarcity_ray.runtime.base import RoleSpec
-from scarcity_ray.runtime.rpc import Future
+from scarcity_ray.runtime.rpc import Running
 from tests.simulation.program import ON_DISK, Fault, Kind
 
 
@@ -47,7 +47,7 @@ class Answer:
             raise self.error
         return self.value
 
-    def is_done(self) -> bool:
+    def is_over(self) -> bool:
         return True
 
 
@@ -78,10 +78,10 @@ class Message:
     caller: Frame
     role: str
     method: str
-    deliver: Callable[[], Future[Any]]
+    deliver: Callable[[], Running[Any]]
     process: object
     fault: Fault | None
-    answer: Future[Any] | None = None
+    answer: Running[Any] | None = None
 
     def result(self) -> Any:
         self.network.work_off(self)
@@ -123,7 +123,7 @@ class Network:
             if fault.kind not in ON_DISK:
                 self.faults.setdefault(fault.at, []).append(fault)
 
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+    def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         caller = self._alive()
         fault = self._point(f"{role}.{method}")
         message = Message(self, caller, role, method, deliver, self.place.process(role), fault)
@@ -266,7 +266,7 @@ class Network:
                 self.die(message.caller)
         message.answer = answer
 
-    def _execute(self, message: Message) -> Future[Any]:
+    def _execute(self, message: Message) -> Running[Any]:
         role, process = message.role, self.place.process(message.role)
         if process is None or process is not message.process:
             return broken(role)
@@ -316,7 +316,7 @@ class Place:
         self.inner = LocalRuntime(self)
         self.peers, self.compute, self.home = self.inner.peers, self.inner.compute, self.inner.home
 
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+    def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         return self.network.carry(role, method, deliver)
 
     @property

@@ -46,6 +46,27 @@ def row_norms(rows: Rows) -> NDArray[np.float64]:
     return np.array([row_norm(row) for row in rows], np.float64)
 
 
+def norms_from(rows: Rows, least: float) -> NDArray[np.float64]:
+    """`row_norms` for those that have a norm of at least `least`, and for others any number below it.
+
+    A float32 product of a block is right to a relative 8192 / 2^24, far better than `_CLEARLY`. What has
+    left float32's range is not below `least` by it.
+    """
+    norms = np.zeros(len(rows))
+    for index, row in enumerate(rows):
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = sum(float(np.dot(row[c], row[c])) for c in column_blocks(len(row)))
+        if not square < (_CLEARLY * least) ** 2 or least < _SMALL:
+            norms[index] = row_norm(row)
+    return norms
+
+
+_CLEARLY = 0.99
+"""A norm below this share of a bound lies below the bound, however its square was rounded."""
+_SMALL = 1e-12
+"""Bounds from which squares do not underflow."""
+
+
 def squares_block(block: Rows) -> NDArray[np.float64]:
     """Kernel: each row's sum of squares within the block, (n,) float64."""
     squares = np.empty(len(block), np.float64)
