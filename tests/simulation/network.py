@@ -88,6 +88,9 @@ class Message:
         assert self.answer is not None
         return self.answer.result()
 
+    def is_over(self) -> bool:
+        return self.answer is not None
+
 
 def broken(role: str) -> Answer:
     return Answer(error=ActorLost(role, "the connection broke"))
@@ -308,7 +311,7 @@ class Place:
         self.network: Network
         self.unwound = unwound
         self._dying = dying
-        self.default_basket_actors, self.machines, self.driver = 1, 1, "local"
+        self.default_basket_actors, self.machines, self.driver, self.gpus = 1, 1, "local", None
         self.begin()
 
     def begin(self) -> None:
