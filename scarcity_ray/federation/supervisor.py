@@ -99,8 +99,8 @@ class Supervisor:
             now: Seconds since the epoch.
 
         Raises:
-            UsageError: If the federation is running already, asks for a GPU where there is none, or its smallest
-                release needs more memory than there is.
+            UsageError: If the federation is running already, asks for a GPU where there is none, or for more
+                memory than there is even in its smallest release.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
