@@ -150,14 +150,19 @@ class RayRuntime:
         return RayTasks(self.default_basket_actors)
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role is running; one that is busy, or waits for a node, is."""
-        deadline = time.monotonic() + DEATH_TIMEOUT_SECONDS
+        """Whether the role is running; one that is busy, or waits for a node, is.
+
+        Raises:
+            ActorLost: If the node that this process is attached to has died: it cannot tell.
+        """
+        deadline, is_busy = time.monotonic() + DEATH_TIMEOUT_SECONDS, False
         while ray.is_initialized() and time.monotonic() < deadline:
             try:
                 actor = find_actor(self._namespace, name)
-                ray.get(actor.__ray_ready__.remote(), timeout=DEATH_TIMEOUT_SECONDS)
+                ray.get(actor.__ray_ready__.remote(), timeout=PATIENCE_SECONDS)
             except GetTimeoutError:
-                return True
+                is_busy = True
+                _require_own_node(name)
             except ActorUnavailableError:
                 time.sleep(POLL_SECONDS)
             except ActorDiedError:
@@ -166,7 +171,7 @@ class RayRuntime:
                 return False
             else:
                 return True
-        return False
+        return is_busy
 
     def names(self) -> tuple[str, ...]:
         """Names of the running roles, sorted."""
@@ -516,6 +521,18 @@ def _yield_to_others() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _require_own_node(name: str) -> None:
+    """Raise `ActorLost` if this process is attached to a node that has died."""
+    own = ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes()):
+        raise ActorLost(
+            name,
+            "it cannot be reached, since the node that this driver is attached to has died; end it, and "
+            "start another on a living node (attach, or run --resume)",
+            retryable=False,
+        )
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
