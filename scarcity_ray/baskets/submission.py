@@ -146,14 +146,12 @@ class SubmissionBatch:
         return replace(self, rows=tuple(rows))
 
     def with_reports_apart(self, dimension: int, names: Sequence[str]) -> SubmissionBatch:
-        """The batch whose rows are updates alone, and the reports in `meta`.
+        """A batch that `has_reports` as one whose rows are updates alone, and the reports in `meta`.
 
         Args:
             dimension: Length of an update; a row of another length than its report asks for stays as it is.
             names: Of the declared meta-parameters.
         """
-        if not self.has_reports:
-            return self
         rows, reports = list[NDArray[Any] | Rejection | StoredRow](), list[Mapping[str, float] | None]()
         for row in self.rows:
             if isinstance(row, np.ndarray) and row.shape == (dimension + len(names),):

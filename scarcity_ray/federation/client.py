@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import uuid
 import warnings
@@ -38,7 +39,8 @@ class ActorClient:
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
         a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
-            next lookup of every other driver in the directory.
+            next lookup of every other driver in the directory. A submission makes none where the driver knows
+            its clients' baskets (`OperationRunner.locate`).
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver knows.
@@ -62,7 +64,9 @@ class ActorClient:
         Raises:
             UsageError: If the clock gives no finite number: the directory would keep it for all drivers.
         """
-        return moment_of("what clock() gives", self._clock())
+        seconds = self._clock()
+        is_moment = type(seconds) is float and math.isfinite(seconds)
+        return seconds if is_moment else moment_of("what clock() gives", seconds)
 
     def call(
         self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
@@ -72,8 +76,7 @@ class ActorClient:
         Raises:
             ActorLost: If it cannot be restarted.
         """
-        call = Call(method, *args, **kwargs)
-        return self._answer(role, call if call.is_query else call.numbered(self._next_id()))
+        return self._answer(role, Call(method, *args, **kwargs), self._next_id())
 
     def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
         """As `call`, for several basket actors in parallel; answers by slot.
@@ -84,8 +87,7 @@ class ActorClient:
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
         peers, number = self.supervisor.peers, self._next_id()
-        calls = {slot: call if call.is_query else call.numbered(number) for slot, call in asked.items()}
-        pending = {s: peers.handle(basket_actor(s)).call(c.method, *c.args) for s, c in calls.items()}
+        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
@@ -102,7 +104,7 @@ class ActorClient:
         if lost:
             self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._answer(basket_actor(slot), calls[slot])
+            answers[slot] = self._answer(basket_actor(slot), asked[slot], number)
         return answers
 
     def recover(self, *names: str) -> None:
@@ -188,10 +190,10 @@ class ActorClient:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
         return IdempotencyKey(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
-    def _answer(self, role: RoleName[R], call: Call[R, T]) -> T:
+    def _answer(self, role: RoleName[R], call: Call[R, T], number: IdempotencyKey | None = None) -> T:
         for attempt in range(RECOVERIES + 1):
             try:
-                return call.send(self.supervisor.peers, role).result()
+                return call.send(self.supervisor.peers, role, number).result()
             except ActorLost as lost:
                 if not lost.retryable or attempt == RECOVERIES:
                     raise

@@ -282,8 +282,8 @@ class Driver:
         receipts: dict[int, Receipt] = {}
         due: set[str] = set()
         pending = list(range(len(batch.client_ids)))
-        for _ in range(2):
-            routes = self.operations.locate(batch.client_ids[i] for i in pending)
+        for fresh in (False, True, True):
+            routes = self.operations.locate([batch.client_ids[i] for i in pending], fresh=fresh)
             by_slot: dict[int, list[int]] = defaultdict(list)
             for index in pending:
                 if batch.client_ids[index] in routes:
@@ -293,7 +293,7 @@ class Driver:
                 slot: Call(
                     BasketHost.submit,
                     tuple(routes[batch.client_ids[i]][0] for i in indices),
-                    batch.take(indices),
+                    batch if len(indices) == len(batch.client_ids) else batch.take(indices),
                     now,
                 )
                 for slot, indices in by_slot.items()

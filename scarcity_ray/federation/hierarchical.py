@@ -57,6 +57,7 @@ from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
+from scarcity_ray.gossip.passes import draw_block
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
@@ -66,7 +67,7 @@ from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import map_tasks
+from scarcity_ray.runtime.rpc import TasksBeside
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
@@ -79,6 +80,7 @@ from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
+T = TypeVar("T")
 
 
 class HierarchicalFederation:
@@ -139,7 +141,13 @@ class HierarchicalFederation:
             ledger = configured or default_ledger(config, called, place.machines)
             node = None if is_ledger_url(ledger) else place.home
             identity = FederationIdentity(
-                "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
+                "",
+                config,
+                ledger,
+                node,
+                noise or SystemNoise(draw_block),
+                called,
+                private_ledger=configured is None,
             )
             self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
             opened = self._driver.start(take_over_ledger)
@@ -231,7 +239,7 @@ class HierarchicalFederation:
                 config,
                 ledger,
                 None if is_ledger_url(ledger) else place.home,
-                noise or SystemNoise(),
+                noise or SystemNoise(draw_block),
                 record.name,
                 private_ledger=record.private_ledger and ledger_path is None,
             )
@@ -477,27 +485,28 @@ class HierarchicalFederation:
                 the text has the first one's traceback.
         """
         driver = self._open()
-        terms = FitTerms(
-            rounds=rounds,
-            clients_per_round=clients_per_round,
-            extra_clients=extra_clients,
-            deadline_seconds=deadline_seconds,
-            clients_per_task=clients_per_task,
-            optimizer=ServerSGD() if optimizer is None else optimizer,
-            averaging_decay=averaging_decay,
-            start=start,
-            stopping=stopping,
-            evaluate_clients=evaluate_clients,
-            private_evaluation=private_evaluation,
-            adversary=adversary,
-            seed=self.config.seed if seed is None else seed,
-            site_ledgers=site_ledgers,
-            on_round=publishing(self, self._runtime, driver, on_round),
-            on_progress=on_progress,
-            on_release=on_release,
-            resume=resume,
-        )
-        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
+        with publishing(self, self._runtime, driver, on_round) as on_told:
+            terms = FitTerms(
+                rounds=rounds,
+                clients_per_round=clients_per_round,
+                extra_clients=extra_clients,
+                deadline_seconds=deadline_seconds,
+                clients_per_task=clients_per_task,
+                optimizer=ServerSGD() if optimizer is None else optimizer,
+                averaging_decay=averaging_decay,
+                start=start,
+                stopping=stopping,
+                evaluate_clients=evaluate_clients,
+                private_evaluation=private_evaluation,
+                adversary=adversary,
+                seed=self.config.seed if seed is None else seed,
+                site_ledgers=site_ledgers,
+                on_round=on_told,
+                on_progress=on_progress,
+                on_release=on_release,
+                resume=resume,
+            )
+            return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
@@ -792,10 +801,16 @@ class HierarchicalFederation:
         self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
     ) -> list[Any]:
         """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
+        return self.tasks_beside(function, items, shared).results()
+
+    def tasks_beside(
+        self, function: Callable[..., T], items: Sequence[Any], shared: object | None = None
+    ) -> TasksBeside[T]:
+        """As `map_tasks`, of which some are made while the caller does other work (`TasksBeside.go_on`)."""
         self._open()
         if not callable(function):
             raise UsageError(f"function must be callable, got {shown(function)}")
-        return map_tasks(self._runtime.compute, function, items, shared)
+        return TasksBeside(self._runtime.compute, function, items, shared)
 
     @property
     def faults(self) -> tuple[str, ...]:

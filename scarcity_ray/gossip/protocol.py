@@ -32,7 +32,10 @@ from scarcity_ray.gossip.peers import PeerSampler
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust.arrays.blocks import Rows
-from scarcity_ray.robust.measures.rows import clip_rows, row_norms
+from scarcity_ray.robust.measures.rows import clip_rows, norms_from, row_norms
+
+ROUNDING = 2.0**-22
+"""A row is clipped if its norm is above, by this share at least: a clipped one exceeds it by its rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ class GossipStep:
         wanted = set(ids)
         for index, client_id in enumerate(self.client_ids):
             if client_id in wanted:
-                is_short = self.norms[index] <= clip_norm
+                is_short = self.norms[index] <= clip_norm * (1.0 + ROUNDING)
                 one = [self.states[index]]
                 yield one[0] if is_short else clip_rows(one, self.norms[index : index + 1], clip_norm)[0]
 
@@ -355,7 +358,7 @@ class GossipProtocol:
         plan = self.plan
         number = {key: index for index, key in enumerate(messages)}
         vectors = [message.summary_vector for message in messages.values()]
-        scales = _clip_scales(row_norms(vectors), plan.receive_norm)
+        scales = _clip_scales(norms_from(vectors, plan.receive_norm), plan.receive_norm)
         mixed = [place for place, inbox in enumerate(inboxes) if inbox]
         given = MixingInput(
             states=[out[place] for place in mixed],

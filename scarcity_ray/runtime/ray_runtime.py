@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +35,16 @@ from scarcity_ray.runtime.card import opened, sealed
 from scarcity_ray.runtime.connect import connect, first_line
 from scarcity_ray.runtime.ray_metrics import RayMetrics
 from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, has_labels, listed, why_unplaceable
-from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
+from scarcity_ray.runtime.rpc import (
+    Compute,
+    Future,
+    Handle,
+    IdempotencyKey,
+    Peers,
+    Role,
+    Running,
+    with_values,
+)
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client.errors import shown
 
@@ -87,6 +99,11 @@ class RayRuntime:
     def default_basket_actors(self) -> int:
         """The cluster's CPUs."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    @property
+    def gpus(self) -> float:
+        """The cluster's GPUs, as Ray counts them."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
 
     @property
     def machines(self) -> int:
@@ -245,6 +262,7 @@ class RayRuntime:
             "name": spec.name,
             "namespace": self._namespace,
             "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
             "resources": dict(spec.resources),
             "scheduling_strategy": strategy,
             "get_if_exists": get_if_exists,
@@ -333,12 +351,11 @@ class RayRuntime:
 
 def _why_waiting(spec: RoleSpec) -> str:
     """Why a role has not started, by the resources of the cluster's nodes."""
-    demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
-    if why := why_unplaceable(demand, spec.labels):
+    if why := why_unplaceable(spec.demand, spec.labels):
         return why
-    if not demand:
+    if not spec.demand:
         return "its process was slow to start"
-    return f"it waited for a node with {listed(demand)} free, or its process was slow to start"
+    return f"it waited for a node with {listed(spec.demand)} free, or its process was slow to start"
 
 
 class _OnRay(Role):
@@ -422,6 +439,10 @@ class _RayFuture:
                 forget(self.actor)
             raise translated(self.name, error) from None
 
+    def is_over(self) -> bool:
+        ready, _ = ray.wait([self.reference], timeout=0, fetch_local=False)
+        return bool(ready)
+
 
 @dataclass(frozen=True)
 class _Failed:
@@ -473,6 +494,20 @@ def _run(function: Callable[..., Any], *args: object) -> Any:
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _run_beside(function: Callable[..., Any], *args: object) -> Any:
+    """Run a function in a thread of its own: what one has yielded it cannot take back for a next task."""
+    with ThreadPoolExecutor(1, initializer=_yield_to_others) as thread:
+        return thread.submit(function, *args).result()
+
+
+def _yield_to_others() -> None:
+    """Have this thread run only where a processor has nothing else to do, if the system can."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _time_of(path: str) -> int | None:
     """When a file on this node, or SQLite's log beside it, was written last; None: there is none."""
     times = [os.stat(name).st_mtime_ns for name in (path, f"{path}-wal") if os.path.exists(name)]
@@ -489,9 +524,15 @@ class _RayCompute:
     def put(self, value: object) -> Any:
         return ray.put(value)
 
-    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *args: object) -> Running[Any]:
+        return self._submitted(_run, function, *args)
+
+    def submit_beside(self, function: Callable[..., Any], *args: object) -> Running[Any]:
+        return self._submitted(_run_beside, function, *args)
+
+    def _submitted(self, run: Any, function: Callable[..., Any], *args: object) -> Running[Any]:
         options = {"label_selector": dict(self.labels)} if self.labels else {}
-        return _RayFuture(f"task {function.__name__}", _run.options(**options).remote(function, *args))
+        return _RayFuture(f"task {function.__name__}", run.options(**options).remote(function, *args))
 
     def on(self, labels: Mapping[str, str]) -> Compute:
         return replace(self, labels=labels)

@@ -229,6 +229,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "sign_roster": (IdentityKeyPair.generate(),),
         "publish_metrics": ([],),
         "map_tasks": (len, [()]),
+        "tasks_beside": (len, [()]),
         "fit": (None,),
     }
     silent = {"close", "attach", "restore", "federation_id", "faults", "lost_updates"}

@@ -55,6 +55,7 @@ CALLS_NOBODY = {
     "get_local_states": "without Layer 2 (below)",
     "publish_metrics": "goes to the runtime, to no role",
     "map_tasks": "tasks are no role's",
+    "tasks_beside": "tasks are no role's",
     "fit": "registers, submits, gossips, aggregates and moves on, each as above",
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
     "get_clients": "asks as get_client does",

@@ -22,6 +22,7 @@ class Stumbling:
         self.compute = self.inner.compute
         self.home = self.driver = self.inner.home
         self.default_basket_actors = 2
+        self.gpus = None
         self.fails_at, self.error = fails_at, error
         self.steps: list[str] = []
         self.closed = 0
