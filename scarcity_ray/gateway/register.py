@@ -506,6 +506,8 @@ class Register(Role):
             if outcome.metrics:
                 said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
                 self._note_measured(slot.round_id, "trained", said)
+            if not is_repeated:
+                return outcome.answer
             found = self._db.execute(f"SELECT answer FROM slots WHERE {_PLACE}", place).fetchone()
             return None if found is None else found[0]
         if outcome.reason is not None:

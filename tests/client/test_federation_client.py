@@ -723,6 +723,21 @@ def test_an_answer_that_the_federation_has_not_signed_is_not_believed(client, ga
     assert list(gateway.updates) == [0]
 
 
+def test_an_acknowledgement_that_is_not_signed_is_recorded_nowhere(client, gateway, home):
+    client.enrol()
+    goes_on(gateway, 1)
+    body = UpdateAnswer("ann", 0, 0, BASKET).to_json()
+    gateway.faults = [*THROUGH * 2, *unsigned(201, body, MOST_UNSIGNED)]
+    site = a_site()
+    with pytest.raises(GatewayUnreachable, match="has not signed this answer of HTTP status 201"):
+        client.run(site)
+    assert gateway.updates == {}
+    assert not (home.folder / "receipts").exists()
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0]
+    assert list(gateway.updates) == [0]
+
+
 def test_a_forged_round_is_not_trained_in(client, gateway, home):
     """It would cost the site's own budget, or have it send without noise."""
     goes_on(gateway, 1)

@@ -66,6 +66,27 @@ def test_a_kit_with_any_byte_changed_is_read_or_refused(kit):
                 Kit.read(kit)
 
 
+def test_a_kit_of_an_older_release_names_no_answer_key(kit, tmp_path):
+    old = tmp_path / "old.zip"
+    with zipfile.ZipFile(kit) as held, zipfile.ZipFile(old, "w") as made:
+        for name in ("kit.json", "authority.pem", "token", "README.txt"):
+            made.writestr(name, held.read(name))
+    with SiteHome.made(old, environ={}) as home:
+        assert home.kit.answer_key == ""
+        (home.folder / "answers.key").unlink()
+    with SiteHome(home.folder, {}) as home:
+        assert home.kit.answer_key == ""
+    newer = replace(KIT, token="another", answer_key="ab" * 32)
+    newer.write(tmp_path / "newer.zip")
+    with SiteHome.made(tmp_path / "newer.zip", home.folder, environ={}) as home:
+        assert home.kit.answer_key == "ab" * 32
+    with SiteHome(home.folder, {}) as home:
+        assert home.kit.answer_key == "ab" * 32
+    replace(KIT, answer_key="no key").write(tmp_path / "bad.zip")
+    with pytest.raises(UsageError, match=r"answers\.key: 'no key' is no key"):
+        Kit.read(tmp_path / "bad.zip")
+
+
 def test_a_kit_that_is_not_there_says_so(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         SiteHome.made(tmp_path / "none.zip", environ={})
