@@ -12,7 +12,7 @@ import pytest
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
-from scarcity_ray.workloads.report.charts import TEXT, basket_chart, require_matplotlib
+from scarcity_ray.workloads.report.charts import TEXT, basket_chart, metric_chart, require_matplotlib
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 from scarcity_ray_client import PrivateMetric
@@ -208,6 +208,15 @@ def test_baskets_without_any_figure_have_a_chart_all_the_same(recwarn):
     chart = basket_chart({"a_basket_0": dict.fromkeys(STANDING)}, "auc")
     assert "a_basket_0" in chart
     assert not recwarn
+
+
+def test_what_is_written_beside_a_plot_stays_within_it_where_curves_end_together_at_the_top():
+    runs = [_beside(name, "none", 0.999 + i * 1e-4, ()) for i, name in enumerate(("clean", "centralised"))]
+    records = [replace(record, metrics={"accuracy": 1.0}) for record in _outcome().rounds]
+    drawn = metric_chart(records, [*runs, _beside("clipped_mean", "none", 1.0, ())], "accuracy")
+    heights = [float(y) for y in re.findall(r'text-anchor: start[^>]* y="(-?[\d.]+)"', drawn)]
+    assert len(heights) == 4
+    assert min(heights) > 5.0
 
 
 def test_plots_take_the_pages_colour_in_light_and_dark():

@@ -237,13 +237,17 @@ def _figure(height: float, left: float = 0.075) -> tuple[Figure, Axes]:
 def _label_ends(
     axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float, main: int | None = None
 ) -> None:
-    """Write (height, text, colour) beside the plot, moved up as little as it takes not to overlap.
+    """Write (height, text, colour) beside the plot, moved as little as it takes not to overlap or leave it.
 
     The label of number `main` is bold.
     """
-    placed = [height for height, _, _ in ends]
-    for below, above in pairwise(np.argsort(placed, kind="stable")):
+    placed, top = [height for height, _, _ in ends], axes.get_ylim()[1]
+    order = np.argsort(placed, kind="stable")
+    for below, above in pairwise(order):
         placed[above] = max(placed[above], placed[below] + gap)
+    for label in reversed(order):
+        placed[label] = min(placed[label], top)
+        top = placed[label] - gap
     for place, (height, (_, text, colour)) in enumerate(zip(placed, ends, strict=True)):
         axes.annotate(
             text,
