@@ -187,9 +187,10 @@ class RayRuntime:
             return
         try:
             actor = find_actor(self._namespace, name)
-            ray.kill(actor)
         except ValueError:
             return
+        _HANDLES.drop(actor)
+        ray.kill(actor)
         self._wait_until_gone(name, actor)
 
     def holder_of(self, path: str) -> str | None:
@@ -410,8 +411,39 @@ def find_actor(namespace: str, name: str) -> Any:
 
 
 def forget(actor: Any) -> None:
-    """Remove a dead actor from this process's cache, so that its name finds its successor."""
+    """Remove a dead actor from this process's caches, so that its name finds its successor."""
+    _HANDLES.drop(actor)
     ray.kill(actor)
+
+
+class _Handles:
+    """The handles that this process last found, by the node that it is connected to, namespace and name.
+
+    Ray makes a handle anew at each lookup, of all methods of its class: 90 us, a seventh of a call.
+    """
+
+    MOST = 256
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, str], Any] = {}
+
+    def of(self, namespace: str, name: str) -> Any:
+        """As `find_actor`."""
+        place = ray.get_runtime_context().get_node_id(), namespace, name
+        actor = self._found.get(place)
+        if actor is None or _is_known_dead(actor):
+            actor = find_actor(namespace, name)
+            if len(self._found) >= self.MOST:
+                self._found = {}
+            self._found[place] = actor
+        return actor
+
+    def drop(self, actor: Any) -> None:
+        """Forget an actor."""
+        self._found = {place: kept for place, kept in list(self._found.items()) if kept != actor}
+
+
+_HANDLES = _Handles()
 
 
 def _is_known_dead(actor: Any) -> bool:
@@ -472,7 +504,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _RayHandle:
-    """A named actor, looked up at each call (30 us from Ray's cache), so that a restarted one is found."""
+    """A named actor; one that is known to be dead is looked up anew, so that a restarted one is found."""
 
     namespace: str
     name: str
@@ -481,7 +513,7 @@ class _RayHandle:
         if not ray.is_initialized():
             return _Failed(ActorLost(self.name, "this process is not connected to Ray any more", False))
         try:
-            actor = find_actor(self.namespace, self.name)
+            actor = _HANDLES.of(self.namespace, self.name)
         except ValueError:
             return _Failed(ActorLost(self.name, "it is not running"))
         except RayError as error:
