@@ -305,6 +305,36 @@ def test_another_federation_is_refused(client, gateway):
         client.run(a_site())
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_accepted_round_is_not_trained_anew_when_its_server_was_started_again(
+    client, gateway, home, is_kept
+):
+    """Each start of a server is another run; a row that no basket has any more is asked for again."""
+    goes_on(gateway, 1)
+    site = a_site(policy=a_policy(50.0))
+    gateway.publish(0, row_mu=0.5)
+    client.run(site)
+    gateway.scope = replace(gateway.scope, run=78)
+    if not is_kept:
+        gateway.updates = {}
+    gateway.publish(0, row_mu=0.5)
+    round_asked = client.round
+
+    def then_finished(*given, **more):
+        answer = round_asked(*given, **more)
+        if gateway.updates and "&after=0" in gateway.asked[-1]:
+            gateway.publish(1, RoundState.FINISHED)
+        return answer
+
+    client.round = then_finished
+    goes_on(gateway, 1)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == ([0] if is_kept else [0, 0])
+    with SiteLedger.existing(home.folder / "ledger.sqlite") as ledger:
+        rows = 1 if is_kept else 2
+        assert ledger.epsilon_spent == Accounting.ZCDP.epsilon_of(0.5 * np.sqrt(rows), 1e-6)
+
+
 def test_a_federation_begun_anew_is_taken_part_in_from_its_first_round(client, gateway):
     goes_on(gateway, 2)
     site = a_site()
@@ -374,6 +404,43 @@ def test_another_model_than_the_named_one_is_never_trained_from(client, gateway)
     gateway.publish(1)
     with pytest.raises(GatewayRefused, match="another model"):
         client.model(facts)
+
+
+def begins_again(gateway, **changed):
+    """The server is started again while a site trains: the same round and model, and a run of its own."""
+
+    def begun(handler, answer):
+        gateway.scope = replace(gateway.scope, run=78)
+        gateway.publish(0, **changed)
+        answer()
+
+    return begun
+
+
+def test_a_row_is_signed_anew_for_a_server_that_was_started_again(client, gateway, events):
+    goes_on(gateway, 2, **NOISED)
+    gateway.publish(0, **NOISED)
+    client.enrol()
+    gateway.faults = [lambda handler, answer: answer()] * 2 + [begins_again(gateway, **NOISED)]
+    site = a_site(policy=a_policy(unit="person"), noised_alone=True)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0, 1]
+    assert list(gateway.updates) == [0, 1]
+    assert not [event for event in events if event.kind == "refused"]
+    first, second = (
+        Head().extended(header.site_ledger).num_rows for header, _, _ in gateway.updates.values()
+    )
+    assert second == first + 1  # no row was drawn or charged anew
+
+
+def test_a_row_of_another_model_is_not_signed_anew(client, gateway):
+    client.enrol()
+    gateway.publish(0)
+    row = np.full(4, 0.25, np.float32)
+    answer = client.round()  # its model was never fetched: nobody knows what the row was made of
+    begins_again(gateway)(None, lambda: None)
+    assert client.submit(answer, row, 30).code is ErrorCode.REFUSED
+    assert gateway.updates == {}
 
 
 NOISE = SiteNoise(mu=0.3, clip_norm=1.0, min_persons=10, dimension=4)
