@@ -8,6 +8,7 @@ leaves, and none leaves beyond the ceiling.
 Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
     after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
+    an_accepted_round_is_not_trained_anew_when_its_server_was_started_again: It would be charged twice.
     nothing_unnoised_is_sent_where_the_site_says_so
     noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, another unit or accounting.
     nothing_is_sent_beyond_the_ceiling
@@ -181,9 +182,12 @@ class FederationClient:
         )
         self._say("enrolled", text, client_id=kit.client_id, until=until)
 
-    def round(self, after: int | None = None, wait_seconds: float = POLL_SECONDS) -> RoundAnswer:
-        """The round, once there is another than `after`, or what stands after `wait_seconds`."""
+    def round(
+        self, after: int | None = None, wait_seconds: float = POLL_SECONDS, run: str | None = None
+    ) -> RoundAnswer:
+        """The round, once there is another than `after` in `run`, or what stands after `wait_seconds`."""
         query = f"wait_seconds={wait_seconds:g}" + ("" if after is None else f"&after={after}")
+        query += "" if run is None else f"&run={run}"
         asked = self._gateway.ask("GET", f"/v1/round?{query}", timeout_seconds=wait_seconds + 35.0)
         answer = RoundAnswer.from_json(asked.body)
         if answer.scope.federation_id != self.home.kit.federation_id:
@@ -312,11 +316,12 @@ class FederationClient:
         while True:
             self._renew_in_time()
             asked = time.monotonic()
-            answer = self.round(last[1] if last is not None else None)
+            answer = self.round() if last is None else self.round(last[1], run=last[0])
             run = str(answer.scope.run)
             # A server that stops may name no run: only an open round tells that all was begun anew.
             if answer.state is RoundState.OPEN and last is not None and last[0] != run:
-                last = None
+                is_same = answer.round_id == last[1] and self._is_counted(last[1])
+                last = (run, last[1]) if is_same else None
             if answer.state is RoundState.FINISHED:
                 self._say(
                     "finished", f"the federation has finished: {answer.reason or 'all rounds are done'}"
@@ -468,6 +473,11 @@ class FederationClient:
                 text += ", if the federation noises each release as it says"
             self._say("ledger", text, epsilon_spent=spent, ceiling=most, is_proof=ledger.is_proof)
         return None
+
+    def _is_counted(self, round_id: int) -> bool:
+        """Whether the round goes on in which this site was accepted: only its server was started again."""
+        fates = {one.round_id: one.fate for one in self.me().last_rounds}
+        return fates.get(round_id) == "accepted"
 
     def _check(self, site: SiteFile, answer: RoundAnswer) -> None:
         if site.codec.dimension != answer.vector_dim:

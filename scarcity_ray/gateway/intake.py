@@ -28,8 +28,9 @@ from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.served_round import Site
 from scarcity_ray.federation.site_cohort import register_site
 from scarcity_ray.gateway.enrolments import REVOKED, Enrolment
-from scarcity_ray.gateway.register import Claim, ClaimKind, Outcome, Register, Slot
+from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.register_client import RegisterClient
+from scarcity_ray.gateway.slots import Claim, ClaimKind, Outcome, Slot
 from scarcity_ray_client.models import FloatVector
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.updates import content_digest

@@ -8,14 +8,9 @@ Each request is judged here, and once: who asks (`Enrolments`), the signature, t
 request leaves nothing behind.
 
 Guarantees:
-    a_slot_is_one_body: Of a client, round and sequence, until it is refused.
     a_settled_slot_is_answered_the_same_again: Also by a register that was killed and started again.
     a_nonce_is_taken_once: And by nobody who has not signed for it.
     a_revoked_site_is_refused_at_its_next_request: And an upload that is still on its way then.
-    a_refused_slot_is_free_again
-    a_refused_copy_takes_no_accepted_slot: Whoever ends TLS may send another row beside a signed head.
-    an_accepted_update_is_answered_so_whatever_comes_beside_it: In any order of claims, copies and deaths.
-    one_body_has_one_slot_under_both_its_names
     what_a_round_has_heard_outlives_the_register: Metrics, when sites were seen lately, an operator's pause.
     a_call_that_fails_leaves_the_register_usable
     a_new_round_is_told_to_whoever_asks
@@ -30,10 +25,9 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +39,7 @@ from scarcity_ray.federation.publishing import note_record
 from scarcity_ray.federation.served_round import Heard, Measured, OpenRound
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.enrolments import REGISTER_FILE, Enrolment, Enrolments, Invitation
+from scarcity_ray.gateway.slots import Claim, ClaimKind, Outcome, Slot, Slots
 from scarcity_ray.monitoring.history import Round, RoundHistory
 from scarcity_ray.private_folder import why_not_private
 from scarcity_ray.runtime.rpc import Role, RoleName, query
@@ -59,14 +54,6 @@ from scarcity_ray_client.wire import (
 )
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS slots (
-    round_id INTEGER NOT NULL, client_id TEXT NOT NULL, sequence INTEGER NOT NULL,
-    digest BLOB NOT NULL, answer BLOB, PRIMARY KEY (round_id, client_id, sequence)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS known_names (
-    round_id INTEGER NOT NULL, client_id TEXT NOT NULL, sequence INTEGER NOT NULL, digest BLOB NOT NULL,
-    PRIMARY KEY (round_id, client_id, sequence, digest)
-) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS measured (
     round_id INTEGER NOT NULL, kind TEXT NOT NULL, client_id TEXT NOT NULL, metrics TEXT NOT NULL,
     num_examples INTEGER NOT NULL, PRIMARY KEY (round_id, kind, client_id)
@@ -76,17 +63,11 @@ CREATE TABLE IF NOT EXISTS nonces (
     nonce BLOB PRIMARY KEY, client_id TEXT NOT NULL, seconds REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS nonces_by_time ON nonces (seconds);
-CREATE TABLE IF NOT EXISTS fates (
-    round_id INTEGER NOT NULL, client_id TEXT NOT NULL, fate TEXT NOT NULL, PRIMARY KEY (client_id, round_id)
-) WITHOUT ROWID;
 """
-_PLACE = "round_id = ? AND client_id = ? AND sequence = ?"
 ROUNDS_REMEMBERED = 64
 """Rounds whose slots and fates are kept."""
 MOST_TOLD = 100
 """Refusals for one reason that are told of one client and round: it may send as often as it likes."""
-MOST_KNOWN = 32
-"""Names of one client and round that were claimed more than once, and are kept when they are refused."""
 BUSY_SECONDS = 10.0
 
 
@@ -103,65 +84,6 @@ class Asked:
     method: str
     target: str
     fingerprint: str | None
-
-
-@dataclass(frozen=True)
-class Slot:
-    """An upload's place: one body.
-
-    Attributes:
-        digest: Its name in the path, hexadecimal.
-        head: Its head's SHA-256, which is the name that newer clients say; empty: as `digest`.
-    """
-
-    round_id: int
-    client_id: str
-    sequence: int
-    digest: str
-    head: str = ""
-
-    @property
-    def names(self) -> tuple[bytes, bytes]:
-        """By which the same body may have been claimed before."""
-        return bytes.fromhex(self.digest), bytes.fromhex(self.head or self.digest)
-
-
-class ClaimKind(StrEnum):
-    """What a claim of a slot came to."""
-
-    FRESH = "fresh"
-    """It is this upload's now."""
-    AGAIN = "again"
-    """The same body had claimed it before, and may have been accepted then."""
-    ANSWERED = "answered"
-    """The same body was accepted before."""
-    TAKEN = "taken"
-    """Another body has it."""
-    REVOKED = "revoked"
-    """Its client was revoked as it came."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a claim came to; `answer` is what the same upload was answered before."""
-
-    kind: ClaimKind
-    answer: bytes = b""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A judged upload: accepted with an `answer`, or refused for a `reason`; both None: try again.
-
-    Both: its row was accepted before. If it was claimed more than once, that was this very body; else it is
-    refused.
-    """
-
-    slot: Slot
-    answer: bytes | None = None
-    reason: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    num_examples: int = 0
 
 
 class Register(Role):
@@ -223,6 +145,7 @@ class Register(Role):
             self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
         except sqlite3.Error as error:
             raise StorageError(f"{path}: the gateways' register cannot be used: {error}") from None
+        self._slots = Slots(self._db)
         self._enrolments = Enrolments(self._db)
         self._enrolments.serve(federation_id)
         # A nonce says who has asked when, for as long as it is remembered.
@@ -314,17 +237,17 @@ class Register(Role):
     def claim(self, slots: Sequence[Slot]) -> tuple[Claim, ...]:
         """Claim slots for uploads that are there in full."""
         with self._lock, self._transaction():
-            return tuple(self._claim(slot) for slot in slots)
+            return tuple(
+                Claim(ClaimKind.REVOKED)
+                if self._enrolments.is_revoked(slot.client_id)
+                else self._slots.claim(slot)
+                for slot in slots
+            )
 
     def standing(self, round_id: int, client_id: str, digest: str) -> bytes | None:
         """What an upload was answered that was accepted before; None if it was not."""
         with self._lock:
-            found = self._db.execute(
-                "SELECT answer FROM slots WHERE round_id = ? AND client_id = ? AND digest = ? "
-                "AND answer IS NOT NULL",
-                (round_id, client_id, bytes.fromhex(digest)),
-            ).fetchone()
-        return None if found is None else found[0]
+            return self._slots.standing(round_id, client_id, digest)
 
     def settle(self, outcomes: Sequence[Outcome]) -> tuple[bytes | None, ...]:
         """Note what became of uploads; one of unknown fate keeps its slot.
@@ -333,7 +256,18 @@ class Register(Role):
             What each is answered from now on; None unless it was accepted.
         """
         with self._lock, self._transaction():
-            return tuple(self._settle(outcome) for outcome in outcomes)
+            answers = tuple(self._slots.settle(outcome) for outcome in outcomes)
+            for outcome, answer in zip(outcomes, answers, strict=True):
+                slot, reason = outcome.slot, outcome.reason
+                if answer is not None:
+                    self._history.note_outcome(slot.client_id, slot.round_id, None)
+                    if outcome.metrics:
+                        said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
+                        self._note_measured(slot.round_id, "trained", said)
+                elif reason is not None:
+                    self._history.note_outcome(slot.client_id, slot.round_id, reason)
+                    self._refusals.setdefault(slot.round_id, Counter())[slot.client_id, reason] += 1
+            return answers
 
     def note_evaluation(self, round_id: int, measured: Measured) -> None:
         """Note what a client measured of the model that a round began with."""
@@ -344,11 +278,7 @@ class Register(Role):
     def fates(self, client_id: str, most: int) -> tuple[tuple[int, str], ...]:
         """What became of a client's updates in its last rounds, oldest first."""
         with self._lock:
-            found = self._db.execute(
-                "SELECT round_id, fate FROM fates WHERE client_id = ? ORDER BY round_id DESC LIMIT ?",
-                (client_id, most),
-            ).fetchall()
-        return tuple((int(round_id), str(fate)) for round_id, fate in reversed(found))
+            return self._slots.fates(client_id, most)
 
     def publish(self, opened: OpenRound, model: NDArray[np.float32] | None) -> None:
         """Tell the gateways of a round; the model stays if None is given."""
@@ -359,9 +289,7 @@ class Register(Role):
                 self._model = np.array(model, "<f4")
                 self._model_sha256 = hashlib.sha256(self._model.tobytes()).hexdigest()
             self._round = replace(opened, number=number, model_sha256=self._model_sha256)
-            oldest = opened.round_id - ROUNDS_REMEMBERED
-            for table in ("slots", "fates", "known_names"):
-                self._db.execute(f"DELETE FROM {table} WHERE round_id < ?", (oldest,))
+            self._slots.forget(opened.round_id - ROUNDS_REMEMBERED)
             self._db.execute("DELETE FROM measured WHERE round_id < ?", (opened.round_id,))
             for round_id in [known for known in self._refusals if known < opened.round_id]:
                 del self._refusals[round_id]
@@ -382,10 +310,7 @@ class Register(Role):
     def heard(self, round_id: int) -> Heard:
         """What the gateways have taken of a round."""
         with self._lock:
-            rows = self._db.execute(
-                "SELECT client_id, fate FROM fates WHERE round_id = ?", (round_id,)
-            ).fetchall()
-            fates = {str(client_id): str(fate) for client_id, fate in rows}
+            fates = self._slots.fates_of_round(round_id)
             counts = self._refusals.get(round_id, Counter())
             return Heard(
                 frozenset(client for client, fate in fates.items() if fate == "accepted"),
@@ -428,16 +353,11 @@ class Register(Role):
     def keep_only(self, round_id: int, accepted: Sequence[str]) -> None:
         """Free the slots of a round's clients whose updates are in no basket any more."""
         with self._lock, self._transaction():
-            for (client_id,) in self._db.execute(
-                "SELECT client_id FROM slots WHERE round_id = ? UNION "
-                "SELECT client_id FROM fates WHERE round_id = ?",
-                (round_id, round_id),
-            ).fetchall():
-                if client_id not in accepted:
-                    for table in ("slots", "fates", "known_names"):
-                        self._db.execute(
-                            f"DELETE FROM {table} WHERE round_id = ? AND client_id = ?", (round_id, client_id)
-                        )
+            for client_id in self._slots.keep_only(round_id, accepted):
+                self._db.execute(
+                    "DELETE FROM measured WHERE round_id = ? AND client_id = ? AND kind = 'trained'",
+                    (round_id, client_id),
+                )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -466,65 +386,6 @@ class Register(Role):
             raise UsageError("certificates are issued where TLS is: gateway.tls is off here")
         return self._certificates.issue(csr, client_id)
 
-    def _claim(self, slot: Slot) -> Claim:
-        if self._enrolments.is_revoked(slot.client_id):
-            return Claim(ClaimKind.REVOKED)
-        place, names = (slot.round_id, slot.client_id, slot.sequence), slot.names
-        found = self._db.execute(f"SELECT digest, answer FROM slots WHERE {_PLACE}", place).fetchone()
-        if found is not None and found[1] is not None:
-            return Claim(ClaimKind.ANSWERED, found[1]) if found[0] in names else Claim(ClaimKind.TAKEN)
-        is_again = (found is not None and found[0] in names) or self._is_known(slot)
-        if found is not None and not is_again:
-            return Claim(ClaimKind.TAKEN)
-        if found is None:
-            self._db.execute("INSERT INTO slots VALUES (?, ?, ?, ?, NULL)", (*place, names[0]))
-        if is_again:
-            # Of the two, one may be refused as a copy and free the slot, and the other be accepted.
-            self._db.execute(
-                "INSERT OR IGNORE INTO known_names SELECT ?, ?, ?, ? WHERE "
-                "(SELECT COUNT(*) FROM known_names WHERE round_id = ? AND client_id = ?) < ?",
-                (*place, names[0], *place[:2], MOST_KNOWN),
-            )
-        return Claim(ClaimKind.AGAIN if is_again else ClaimKind.FRESH)
-
-    def _settle(self, outcome: Outcome) -> bytes | None:
-        slot = outcome.slot
-        place, names = (slot.round_id, slot.client_id, slot.sequence), slot.names
-        is_repeated = outcome.reason is not None
-        if outcome.answer is not None and (not is_repeated or self._is_known(slot)):
-            # The basket has it: a refused copy that was settled before may have freed the slot, and another
-            # gateway may have its receipt.
-            first = "" if is_repeated else " OR TRUE"
-            self._db.execute(
-                "INSERT INTO slots VALUES (?, ?, ?, ?, ?) ON CONFLICT (round_id, client_id, sequence) "
-                "DO UPDATE SET digest = excluded.digest, answer = excluded.answer "
-                f"WHERE answer IS NULL{first}",
-                (*place, names[0], outcome.answer),
-            )
-            self._note_fate(slot, "accepted")
-            self._history.note_outcome(slot.client_id, slot.round_id, None)
-            if outcome.metrics:
-                said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
-                self._note_measured(slot.round_id, "trained", said)
-            if not is_repeated:
-                return outcome.answer
-            found = self._db.execute(f"SELECT answer FROM slots WHERE {_PLACE}", place).fetchone()
-            return None if found is None else found[0]
-        if outcome.reason is not None:
-            self._db.execute(
-                f"DELETE FROM slots WHERE {_PLACE} AND digest IN (?, ?) AND answer IS NULL", (*place, *names)
-            )
-            self._note_fate(slot, outcome.reason)
-            self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)
-            self._refusals.setdefault(slot.round_id, Counter())[slot.client_id, outcome.reason] += 1
-        return None
-
-    def _is_known(self, slot: Slot) -> bool:
-        """Whether a body was claimed while it was under way: it may have been accepted then."""
-        place = slot.round_id, slot.client_id, slot.sequence
-        known = f"SELECT 1 FROM known_names WHERE {_PLACE} AND digest IN (?, ?)"
-        return self._db.execute(known, (*place, *slot.names)).fetchone() is not None
-
     def _note_measured(self, round_id: int, kind: str, said: Measured) -> None:
         row = round_id, kind, said.client_id, json.dumps(dict(said.metrics)), said.num_examples
         self._db.execute("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?)", row)
@@ -535,14 +396,6 @@ class Register(Role):
             (round_id, kind),
         )
         return tuple(Measured(client, json.loads(metrics), count) for client, metrics, count in found)
-
-    def _note_fate(self, slot: Slot, fate: str) -> None:
-        """A client's fate in a round is that of an accepted update, if it has one."""
-        self._db.execute(
-            "INSERT INTO fates VALUES (?, ?, ?) ON CONFLICT (client_id, round_id) DO UPDATE SET fate = "
-            "CASE WHEN fate = 'accepted' THEN fate ELSE excluded.fate END",
-            (slot.round_id, slot.client_id, fate),
-        )
 
 
 REGISTER: RoleName[Register] = RoleName("register")

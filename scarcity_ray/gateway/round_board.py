@@ -57,23 +57,28 @@ class RoundBoard:
                     self._changed.notify_all()
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def wait(self, after: int | None, seconds: float) -> OpenRound | None:
-        """The round, once it is another than `after` or there will be none; what stands after `seconds`."""
+    async def wait(self, after: int | None, seconds: float, run: str | None = None) -> OpenRound | None:
+        """The round, once it is another than `after` or there will be none; what stands after `seconds`.
+
+        Args:
+            run: In which the asker has done that round; in another run it is news again. None: in any.
+        """
         async with self._changed:
             try:
                 async with asyncio.timeout(seconds):
-                    await self._changed.wait_for(lambda: self._is_news(after))
+                    await self._changed.wait_for(lambda: self._is_news(after, run))
             except TimeoutError:
                 pass
             return self.round
 
-    def _is_news(self, after: int | None) -> bool:
+    def _is_news(self, after: int | None, run: str | None) -> bool:
         now = self.round
         if now is None:
             return False
         if now.state in (RoundState.FINISHED, RoundState.STOPPED):
             return True
-        return now.state is RoundState.OPEN and (after is None or now.round_id > after)
+        is_other = after is None or now.round_id > after or is_another_run(now, run)
+        return now.state is RoundState.OPEN and is_other
 
     def _seen(self) -> tuple[OpenRound, bytes | None] | None:
         found = self._look(-1 if self.round is None else self.round.number)
@@ -84,3 +89,8 @@ class RoundBoard:
         model = self._fetch().tobytes()
         # Another may have been published between the two: then it is looked again.
         return (found, model) if hashlib.sha256(model).hexdigest() == found.model_sha256 else None
+
+
+def is_another_run(now: OpenRound, run: str | None) -> bool:
+    """Whether the round is of another run of the server than the one stated, as text."""
+    return run is not None and str(now.scope.run) != run

@@ -43,7 +43,7 @@ from scarcity_ray.gateway.intake import Accepted, Intake, Upload
 from scarcity_ray.gateway.pressure import RETRY_SECONDS, Pressure, body_deadline
 from scarcity_ray.gateway.register import Asked, Register
 from scarcity_ray.gateway.register_client import RegisterClient
-from scarcity_ray.gateway.round_board import RoundBoard
+from scarcity_ray.gateway.round_board import RoundBoard, is_another_run
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
 from scarcity_ray_client import checked_metrics
@@ -298,12 +298,15 @@ class WebApp:
     async def _round(self, request: web.Request) -> web.StreamResponse:
         asks = await self._identified(request)
         after, seconds = request.query.get("after"), request.query.get("wait_seconds", "0")
+        run = request.query.get("run")
         if (after is not None and not _is_count(after)) or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", seconds):
             raise RefusedError(ErrorCode.MALFORMED, "after is a whole number, wait_seconds a number")
         known = None if after is None else int(after)
-        found = await self.board.wait(known, min(float(seconds), self._config.poll_seconds))
+        found = await self.board.wait(known, min(float(seconds), self._config.poll_seconds), run)
         if found is None:
             raise RefusedError(ErrorCode.BUSY, "no round has begun yet", RETRY_SECONDS)
+        if is_another_run(found, run):
+            known = None
         head = None
         if self._terms.noise is not None:
             head = await self._ask_driver(lambda: self._desk.site_head(asks.site.client_id))

@@ -33,6 +33,7 @@ from scarcity_ray_client.wire import (
     MeAnswer,
     ModelFacts,
     RoundAnswer,
+    RoundFate,
     RoundState,
     SignedRequest,
     UpdateAnswer,
@@ -221,7 +222,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     gateway.evaluations[int(round_id)] = EvaluationRequest.from_json(body)
                     return 204, b"", {}
                 case ["me"]:
-                    me = MeAnswer("ann", "hospitals", "hospitals_basket_0", 0, 1.5, 1e-6, gateway.ceiling)
+                    fates = tuple(RoundFate(number, "accepted") for number in gateway.updates)
+                    me = MeAnswer("ann", "hospitals", BASKET, 0, 1.5, 1e-6, gateway.ceiling, fates)
                     return 200, me.to_json(), {}
                 case ["certificate"]:
                     pem = sites.renew("ann", CertificateRequest.from_json(body).csr, gateway.issued)

@@ -305,6 +305,36 @@ def test_another_federation_is_refused(client, gateway):
         client.run(a_site())
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_accepted_round_is_not_trained_anew_when_its_server_was_started_again(
+    client, gateway, home, is_kept
+):
+    """Each start of a server is another run; a row that no basket has any more is asked for again."""
+    goes_on(gateway, 1)
+    site = a_site(policy=a_policy(50.0))
+    gateway.publish(0, row_mu=0.5)
+    client.run(site)
+    gateway.scope = replace(gateway.scope, run=78)
+    if not is_kept:
+        gateway.updates = {}
+    gateway.publish(0, row_mu=0.5)
+    round_asked = client.round
+
+    def then_finished(*given, **more):
+        answer = round_asked(*given, **more)
+        if gateway.updates and "&after=0" in gateway.asked[-1]:
+            gateway.publish(1, RoundState.FINISHED)
+        return answer
+
+    client.round = then_finished
+    goes_on(gateway, 1)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == ([0] if is_kept else [0, 0])
+    with SiteLedger.existing(home.folder / "ledger.sqlite") as ledger:
+        rows = 1 if is_kept else 2
+        assert ledger.epsilon_spent == Accounting.ZCDP.epsilon_of(0.5 * np.sqrt(rows), 1e-6)
+
+
 def test_a_federation_begun_anew_is_taken_part_in_from_its_first_round(client, gateway):
     goes_on(gateway, 2)
     site = a_site()

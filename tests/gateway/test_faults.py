@@ -134,6 +134,14 @@ def test_an_answer_is_signed_for_its_request(served: Watched, site: Site) -> Non
     assert is_answer(key, stranger.occasion, 401, answer.body, answer.headers[name])
 
 
+def test_a_round_is_open_again_to_whoever_has_done_it_in_another_run(site: Site) -> None:
+    """A server that was started again may have lost a row, and asks for it; it cannot know whose."""
+    told = site.round()
+    for run, state in (("", "waiting"), (f"&run={told.scope.run}", "waiting"), ("&run=7", "open")):
+        answer = site.ask("GET", f"/v1/round?wait_seconds=0&after={told.round_id}{run}")
+        assert RoundAnswer.from_json(answer.body).state.value == state, run
+
+
 @pytest.mark.long
 def test_who_is_not_admitted_gets_nothing_but_a_reason(served: Watched, site: Site, tmp_path: Path) -> None:
     bare = served.site_without_keys("north-1")

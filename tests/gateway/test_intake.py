@@ -12,7 +12,7 @@ from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.gateway.enrolments import Enrolment
 from scarcity_ray.gateway.intake import Accepted, Intake, Upload, _answered
-from scarcity_ray.gateway.register import Claim, ClaimKind
+from scarcity_ray.gateway.slots import Claim, ClaimKind
 from scarcity_ray_client import IdentityKeyPair, SigningScope, sign_update
 from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, UpdateHeader
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured, OpenRound
 from scarcity_ray.gateway.enrolments import Enrolments
-from scarcity_ray.gateway.register import Asked, Claim, ClaimKind, Outcome, Register, Slot
+from scarcity_ray.gateway.register import Asked, Register
+from scarcity_ray.gateway.slots import Claim, ClaimKind, Outcome, Slot
 from scarcity_ray_client import IdentityKeyPair, SigningScope
 from scarcity_ray_client.wire import EnrolRequest, ErrorAnswer, RoundState, SignedRequest
 

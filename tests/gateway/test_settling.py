@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.gateway.enrolments import Enrolment
 from scarcity_ray.gateway.intake import Accepted, Upload, _answered, _known
-from scarcity_ray.gateway.register import Claim, ClaimKind, Outcome, Register
+from scarcity_ray.gateway.register import Register
+from scarcity_ray.gateway.slots import Claim, ClaimKind, Outcome
 from scarcity_ray_client.wire import ErrorAnswer, UpdateAnswer, UpdateHeader
 
 NAMES = {
