@@ -99,10 +99,10 @@ class TooFewUpdates(ScarcityError, ValueError):
 
 
 class RuleFailed(ScarcityError):
-    """A rule from outside the package gave no result; its basket waits and keeps its updates.
+    """A rule from outside, or a GPU, gave no result; the basket waits and keeps its updates.
 
     Attributes:
-        rule: Its import path.
+        rule: Its name or import path.
         why: What it did, as a sentence.
         detail: What it said itself, which may hold private values.
     """

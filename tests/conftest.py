@@ -94,7 +94,14 @@ def ray_cluster() -> Iterator[None]:
     """One cluster on this machine; `HierarchicalFederation` finds the connection that exists."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     yield
     ray.shutdown()
 

@@ -4,6 +4,9 @@ A request is repeated, signed anew, while the gateway cannot be reached or says 
 exponentially growing waits with full jitter (Brooker 2015, "Exponential backoff and jitter"), never sooner
 than ``Retry-After`` says. Every request of the protocol gives the same answer when it is repeated.
 
+Where the kit names the federation's answer key, an answer counts that this has signed for this very request.
+Any other, a proxy's own among them, is none: the request is repeated, a few times if it says no for good.
+
 A proxy is taken from ``HTTPS_PROXY`` unless ``NO_PROXY`` names the gateway; TLS goes through it (CONNECT).
 
 Guarantees:
@@ -13,6 +16,7 @@ Guarantees:
     a_large_download_goes_on_where_it_broke_off
     no_other_server_is_spoken_to: None that the kit's authority has not signed, and no redirect is followed.
     no_more_is_downloaded_than_was_named
+    an_answer_that_the_federation_has_not_signed_is_not_believed: Where the kit names its answer key.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from scarcity_ray_client.errors import MessageRefused, ScarcityError, UsageError, shown
 from scarcity_ray_client.wire import (
+    ANSWER_SIGNATURE,
     EMPTY_DIGEST,
     MOST_JSON_BYTES,
     RESUMABLE_BYTES,
@@ -44,6 +49,7 @@ from scarcity_ray_client.wire import (
     ErrorAnswer,
     ErrorCode,
     digest_of,
+    is_answer,
     update_name,
 )
 
@@ -59,6 +65,8 @@ _OUT_OF_TIME = (9, 10)
 """OpenSSL's codes of verification: another name or address; not yet valid, expired."""
 TOLD_ATTEMPT = 4
 """That tells the user, once, that it did not come through."""
+MOST_UNSIGNED = 8
+"""Answers in a row that say no for good, and that the federation has not signed, before that is an error."""
 MOST_BROKEN_OFFSETS = 8
 """Times that an upload may be told another offset without getting further."""
 
@@ -83,19 +91,24 @@ class GatewayUnreachable(ScarcityError):
 
 
 class Sign(Protocol):
-    """Gives the headers that sign one request."""
+    """Gives the headers that sign one request, and its occasion (`SignedRequest.occasion`)."""
 
-    def __call__(self, method: str, target: str, body_digest: str) -> Mapping[str, str]:
+    def __call__(self, method: str, target: str, body_digest: str) -> tuple[Mapping[str, str], str]:
         """Of method, path with query, and the body's SHA-256."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A gateway's answer: of a status from 200 to 299 where it is no refusal."""
+    """A gateway's answer: of a status from 200 to 299 where it is no refusal.
+
+    Attributes:
+        is_genuine: Whether the federation has given it; True where nothing tells.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    is_genuine: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,7 @@ class GatewayConnection:
         chain: File with the site's certificate and key, and its password; None: it has none yet.
         sign: None: requests are not signed (enrolment).
         environ: Where a proxy is named.
+        answer_key: Ed25519, 32 bytes: signs the gateway's answers. Empty: they are believed as they come.
 
     Raises:
         UsageError: If `url` is none, or a proxy is not accepted.
@@ -140,8 +154,10 @@ class GatewayConnection:
         sign: Sign | None = None,
         waits: Waits | None = None,
         environ: Mapping[str, str] = os.environ,
+        answer_key: bytes = b"",
     ) -> None:
         self._place = _place(url)
+        self._answer_key, self._occasion = answer_key, ""
         self._sign, self._waits = sign, waits or Waits()
         self._proxy = _proxy(self._place, environ) if self._place.scheme == "https" else None
         self._context = self._trusting(authority, chain) if self._place.scheme == "https" else None
@@ -171,7 +187,7 @@ class GatewayConnection:
             data = reply.read(MOST_JSON_BYTES + 1)
             if reply.will_close or len(data) > MOST_JSON_BYTES:
                 self.close()
-            return Reply(reply.status, _headers(reply), data)
+            return self._judged(reply, data)
 
         return self._repeated(once)
 
@@ -199,7 +215,7 @@ class GatewayConnection:
                 self.close()
                 if reply.status == 416:  # nothing is left to fetch
                     return Reply(200, headers, b"")
-                return Reply(reply.status, headers, data)
+                return self._judged(reply, data)
             if headers.get("etag", "").strip('"') != etag:
                 self.close()
                 raise GatewayRefused(ErrorAnswer(ErrorCode.ROUND_OVER, "there is another model by now"))
@@ -281,17 +297,26 @@ class GatewayConnection:
         return int(told) if told.isascii() and told.isdigit() else 0
 
     def _repeated(self, once: Callable[[], Reply]) -> Reply:
-        begun, attempt, why = self._waits.clock(), 0, ""
+        begun, attempt, why, unsigned = self._waits.clock(), 0, "", 0
         while True:
             was_open, least = self._open is not None, None
             try:
                 reply = once()
-                if 200 <= reply.status < 300:
+                if reply.is_genuine and 200 <= reply.status < 300:
                     return reply
                 answer = _error_of(reply)
-                if answer.code.is_final or answer.code is ErrorCode.WRONG_OFFSET:
+                is_last = answer.code.is_final or answer.code is ErrorCode.WRONG_OFFSET
+                if reply.is_genuine and is_last:
                     raise GatewayRefused(answer)
                 least, why = answer.retry_after_seconds, f"{answer.code}: {answer.message}"
+                if not reply.is_genuine:
+                    unsigned = unsigned + 1 if is_last else 0
+                    why = (
+                        f"the federation has not signed this answer of HTTP status {reply.status}: whoever "
+                        "ends TLS on the way has made or changed it"
+                    )
+                    if unsigned >= MOST_UNSIGNED:
+                        raise GatewayUnreachable(f"{self._place.netloc}: {why}")
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if final := _final_fault(error):
@@ -325,10 +350,18 @@ class GatewayConnection:
         if self._open.sock is not None:
             self._open.sock.settimeout(timeout_seconds)
         said = digest or (digest_of(body) if body else EMPTY_DIGEST)
-        signed = {} if self._sign is None else self._sign(method, target, said)
+        signed, self._occasion = ({}, said) if self._sign is None else self._sign(method, target, said)
         length = {"Content-Length": str(len(body))} if method in ("PUT", "POST", "PATCH") else {}
         self._open.request(method, target, body or None, {**headers, **signed, **length})
         return self._open.getresponse()
+
+    def _judged(self, reply: http.client.HTTPResponse, body: bytes) -> Reply:
+        headers = _headers(reply)
+        told = headers.get(ANSWER_SIGNATURE.lower(), "")
+        is_genuine = not self._answer_key or is_answer(
+            self._answer_key, self._occasion, reply.status, body, told
+        )
+        return Reply(reply.status, headers, body, is_genuine)
 
     def _connected(self) -> http.client.HTTPConnection:
         host, port = self._place.hostname or "", self._place.port

@@ -5,6 +5,7 @@
     ScarcityError
     ├── UsageError          a call that its caller can mend
     │   └── TooFewPersons   a client with fewer persons than the federation takes
+    ├── AnswerRefused       an answer that does not fit what was sent
     ├── SiteLedgerRefused   a site's own ledger that cannot be used: nothing may be sent
     ├── MessageRefused      bytes that are no message of ours (torn, foreign or newer)
     ├── GatewayRefused      a gateway refuses a request for good
@@ -33,6 +34,10 @@ class UsageError(ScarcityError, ValueError):
 
 class TooFewPersons(UsageError):
     """A client has fewer persons (records) than ``privacy.min_persons``: its training is refused."""
+
+
+class AnswerRefused(ScarcityError):
+    """A gateway's answer does not fit what was sent: forged on the way, or a fault; the update is kept."""
 
 
 class SiteLedgerRefused(ScarcityError):

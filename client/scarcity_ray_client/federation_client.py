@@ -16,6 +16,8 @@ Guarantees:
     a_certificate_is_renewed_before_it_expires
     a_server_that_has_stopped_is_waited_for
     the_last_model_is_kept_as_a_file
+    a_forged_acknowledgement_is_not_believed: Its update is kept, and sent again.
+    a_forged_round_is_not_trained_in: Where the kit names the federation's answer key.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import numpy as np
 
 from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, GatewayUnreachable, Waits
-from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
+from scarcity_ray_client.errors import AnswerRefused, MessageRefused, SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.models import FloatVector, save_model
 from scarcity_ray_client.policy import Policy
@@ -60,6 +62,7 @@ from scarcity_ray_client.wire import (
     UpdateAnswer,
     UpdateHeader,
     digest_of,
+    read_update_body,
     update_body,
 )
 
@@ -68,6 +71,8 @@ POLL_SECONDS = 25.0
 RENEWED_BEFORE = 1.0 / 3.0
 """Of a certificate's life, what is left when it is renewed."""
 LAST_MODEL_SECONDS = 20.0
+MOST_MISFITS = 3
+"""Times that an update is sent whose acknowledgement does not fit it, before that is an error."""
 SEQUENCE = 0
 """A site sends one update a round."""
 _OVER = {
@@ -161,7 +166,9 @@ class FederationClient:
             policy = site.policy.signed(identity).to_text()
         examples = None if site is None else site.num_examples
         asked = EnrolRequest.signed(identity, kit.token, kit.client_id, home.csr(), examples, policy)
-        unsigned = GatewayConnection(kit.gateway, kit.authority, None, None, self._waits, self._environ)
+        unsigned = GatewayConnection(
+            kit.gateway, kit.authority, None, None, self._waits, self._environ, self._answer_key
+        )
         try:
             said = EnrolAnswer.from_json(unsigned.ask("POST", "/v1/enrol", asked.to_json()).body)
         finally:
@@ -293,6 +300,12 @@ class FederationClient:
             UsageError: If the workload and the federation do not fit together.
         """
         self.enrol(site)
+        if not self._answer_key:
+            self._say_once(
+                "answers_not_signed",
+                "this site's kit names no key that signs the gateway's answers: whoever ends TLS on the way "
+                "is believed; ask the federation for a new kit (client-kit make --again)",
+            )
         self._end_key_change()
         self.deliver()
         last = self._progress()
@@ -375,13 +388,20 @@ class FederationClient:
             elif found:
                 self.evaluate(round_id, found, client.num_examples)
         if site.policy is None:
+            if answer.row_mu is not None:
+                self._say_once(
+                    "no_policy",
+                    "each update costs privacy, and the site's file has no policy: this site counts nothing "
+                    "itself and has no ceiling; scarcity-ray-client status tells what is left of the "
+                    "federation's budget",
+                )
             return self._train_and_send(site, answer, vector, None)
         if answer.row_mu is None:
             self._check_ceiling(site.policy)
             self._say_once(
                 "no_row_cost",
-                "the federation states no cost of a row: this site's ceiling is kept by the federation's "
-                "ledger alone, which has the signed policy",
+                "the federation states no cost of a row: this site counts nothing itself, and its ceiling is "
+                "kept by the federation's ledger alone, which has the signed policy",
             )
             return self._train_and_send(site, answer, vector, None)
         with SiteLedger.open(
@@ -436,13 +456,17 @@ class FederationClient:
         count = outcome.num_examples
         if answer.min_persons is not None:
             count = outcome.num_persons or answer.min_persons
-        told = None if ledger is None else ledger.extension(answer.site_ledger)
+        told = None
+        if ledger is not None and answer.noise is not None:
+            told = ledger.extension(answer.site_ledger)
         said = self.submit(answer, outcome.delta, count, meta, outcome.metrics, told)
         self._tell_fate(round_id, said)
         if ledger is not None:
             spent, most = ledger.epsilon_spent, ledger.policy.lifetime_epsilon
             text = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
-            self._say("ledger", text, epsilon_spent=spent, ceiling=most)
+            if not ledger.is_proof:
+                text += ", if the federation noises each release as it says"
+            self._say("ledger", text, epsilon_spent=spent, ceiling=most, is_proof=ledger.is_proof)
         return None
 
     def _check(self, site: SiteFile, answer: RoundAnswer) -> None:
@@ -508,15 +532,30 @@ class FederationClient:
             )
 
     def _deliver(self, path: Path) -> UpdateAnswer | ErrorAnswer:
-        body, round_id = path.read_bytes(), path.stem.partition("-")[2]
-        try:
-            reply = self._gateway.upload(f"/v1/updates/{round_id}", body)
-        except GatewayRefused as refused:
-            if refused.answer.code not in _OVER:
-                raise
-            path.unlink()
-            return refused.answer
-        said = UpdateAnswer.from_json(reply.body)
+        body, (run, _, round_id) = path.read_bytes(), path.stem.partition("-")
+        for attempt in range(1, MOST_MISFITS + 1):
+            try:
+                reply = self._gateway.upload(f"/v1/updates/{round_id}", body)
+            except GatewayRefused as refused:
+                if refused.answer.code not in _OVER:
+                    raise
+                again = self._signed_anew(path, body) if refused.answer.code is ErrorCode.REFUSED else None
+                path.unlink()
+                return refused.answer if again is None else self._deliver(again)
+            try:
+                said = UpdateAnswer.from_json(reply.body)
+                fault = said.fault(body, self.home.kit.federation_id, int(run))
+            except MessageRefused as error:
+                fault = str(error)
+            if not fault:
+                break
+            if attempt == MOST_MISFITS:
+                raise AnswerRefused(
+                    f"round {round_id}: an answer says that the update was accepted, and does not fit it: "
+                    f"{fault}. Whoever ends TLS on the way may have forged it. The update is kept, and sent "
+                    "again at the next start"
+                )
+            self._pause(1.0)
         receipts = self.home.folder / "receipts"
         receipts.mkdir(mode=0o700, exist_ok=True)
         write_whole(receipts / f"{path.stem}.json", reply.body)
@@ -524,6 +563,33 @@ class FederationClient:
             write_whole(receipts / f"{path.stem}.receipt", said.receipt.encode())
         path.unlink()
         return said
+
+    def _signed_anew(self, path: Path, body: bytes) -> Path | None:
+        """The same row, signed for the run of now, if the server was started again in the update's round.
+
+        A signature is good in one run alone. The round must be the same one, with the model that this site
+        has: a refused row is in no basket, so it can count once at most, and no noise is drawn anew.
+        """
+        run, _, round_id = path.stem.partition("-")
+        answer = self.round(wait_seconds=0.0)
+        is_same = answer.state is RoundState.OPEN and answer.round_id == int(round_id)
+        if not is_same or str(answer.scope.run) == run or answer.model is None:
+            return None
+        if not (self.home.folder / "model" / f"{answer.model.sha256}.f32").exists():
+            return None
+        try:
+            header, row = read_update_body(body, answer.vector_dim)
+        except MessageRefused:
+            return None
+        signature = self.home.identity().sign(header.statement(answer.scope, row).encode())
+        anew = path.with_name(f"{answer.scope.run}-{round_id}.update")
+        write_whole(anew, update_body(replace(header, signature=signature), row))
+        self._note_progress(str(answer.scope.run), answer.round_id)
+        return anew
+
+    @property
+    def _answer_key(self) -> bytes:
+        return bytes.fromhex(self.home.kit.answer_key)
 
     @property
     def _gateway(self) -> GatewayConnection:
@@ -543,14 +609,15 @@ class FederationClient:
                 "or ask the federation for a new kit"
             )
 
-        def sign(method: str, target: str, body_digest: str) -> Mapping[str, str]:
-            now = self._clock()
-            return SignedRequest.signed(
-                identity, kit.federation_id, method, target, kit.client_id, now, body_digest
-            ).headers()
+        def sign(method: str, target: str, body_digest: str) -> tuple[Mapping[str, str], str]:
+            signed = SignedRequest.signed(
+                identity, kit.federation_id, method, target, kit.client_id, self._clock(), body_digest
+            )
+            return signed.headers(), signed.occasion(kit.federation_id, method, target)
 
+        waits = waits or self._waits
         return GatewayConnection(
-            kit.gateway, kit.authority, home.chain, sign, waits or self._waits, self._environ
+            kit.gateway, kit.authority, home.chain, sign, waits, self._environ, self._answer_key
         )
 
     def _end_key_change(self) -> None:

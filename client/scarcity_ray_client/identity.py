@@ -101,6 +101,11 @@ class IdentityKeyPair:
         """The first 16 hexadecimal digits of the public key's SHA-256, for logs."""
         return hashlib.sha256(self._public_bytes).hexdigest()[:16]
 
+    @classmethod
+    def of_seed(cls, seed: bytes) -> IdentityKeyPair:
+        """The identity of 32 secret bytes, where its holder keeps these and not a file of its own."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
     def sign(self, message: bytes) -> bytes:
         """Signs ``message``; 64 bytes."""
         return self._private.sign(message)

@@ -29,6 +29,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import secrets
 import sqlite3
 import zipfile
@@ -48,6 +49,8 @@ from scarcity_ray_client.identity import IdentityKeyPair
 
 KIND = "scarcity_ray kit"
 FORMAT = 1
+ANSWER_KEY = "answers.key"
+"""The file, in a kit and in a site's folder, with the public key that signs gateways' answers."""
 MOST_KIT_BYTES = 64 * 1024
 """Of each file in a kit."""
 _NO_KIT = (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
@@ -72,6 +75,8 @@ class Kit:
         federation_id: Empty if it was not known yet.
         authority: PEM, of whoever signs the gateways' certificates.
         token: For one enrolment; empty once it has enrolled.
+        answer_key: Ed25519, hexadecimal: signs all that gateways answer (`wire`). Empty: of an older release,
+            and answers are believed as TLS brings them.
     """
 
     gateway: str
@@ -80,6 +85,7 @@ class Kit:
     domain_id: str
     authority: str
     token: str = field(default="", repr=False)
+    answer_key: str = ""
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a new zip file, its owner's alone.
@@ -92,6 +98,7 @@ class Kit:
             "kit.json": self.facts(),
             "authority.pem": self.authority,
             "token": self.token,
+            ANSWER_KEY: self.answer_key,
             "README.txt": _README.format(name=target.name),
         }
         try:
@@ -112,7 +119,10 @@ class Kit:
         texts: dict[str, str] = {}
         try:
             with zipfile.ZipFile(path) as made:
-                for name in ("kit.json", "authority.pem", "token"):
+                names = set(made.namelist())
+                for name in ("kit.json", "authority.pem", "token", ANSWER_KEY):
+                    if name == ANSWER_KEY and name not in names:  # of an older release
+                        continue
                     with made.open(name) as file:
                         data = file.read(MOST_KIT_BYTES + 1)
                     if len(data) > MOST_KIT_BYTES:
@@ -124,7 +134,8 @@ class Kit:
             raise UsageError(f"cannot read the kit {os.fspath(path)}: {error.strerror or error}") from None
         except _NO_KIT as error:
             raise UsageError(f"{os.fspath(path)} is no kit, or was cut: {error}") from None
-        return cls.of_facts(os.fspath(path), texts["kit.json"], texts["authority.pem"], texts["token"])
+        named = texts.get(ANSWER_KEY, "")
+        return cls.of_facts(os.fspath(path), texts["kit.json"], texts["authority.pem"], texts["token"], named)
 
     def facts(self) -> str:
         """All but authority and token, as JSON."""
@@ -139,7 +150,7 @@ class Kit:
         return json.dumps(content, indent=1) + "\n"
 
     @classmethod
-    def of_facts(cls, where: str, facts: str, authority: str, token: str) -> Kit:
+    def of_facts(cls, where: str, facts: str, authority: str, token: str, answer_key: str = "") -> Kit:
         """The kit of which `facts` tells; `where` it was read."""
         try:
             given = json.loads(facts)
@@ -155,7 +166,10 @@ class Kit:
             if not is_text or not (value or name == "federation_id"):
                 raise UsageError(f"{where}: {name}: {shown(value)} is not accepted; a text")
             texts[name] = value
-        return cls(authority=authority, token=token, **texts)
+        answer_key = answer_key.strip()
+        if answer_key and re.fullmatch("[0-9a-f]{64}", answer_key) is None:
+            raise UsageError(f"{where}: {ANSWER_KEY}: {shown(answer_key)} is no key; ask for a new kit")
+        return cls(authority=authority, token=token, answer_key=answer_key, **texts)
 
 
 class SiteHome:
@@ -183,10 +197,8 @@ class SiteHome:
             authority = (self.folder / "authority.pem").read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             raise UsageError(f"{self.folder} is no site's folder; give the kit (a zip file) first") from None
-        token = self.folder / "token"
-        self.kit = Kit.of_facts(
-            str(self.folder), facts, authority, token.read_text("utf-8") if token.exists() else ""
-        )
+        token, named = self._text("token"), self._text(ANSWER_KEY)
+        self.kit = Kit.of_facts(str(self.folder), facts, authority, token, named)
         self._password = environ.get(PASSWORD, "").encode()
         self._lock = None if beside else self._locked()
 
@@ -216,6 +228,7 @@ class SiteHome:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_whole(place / "authority.pem", kit.authority.encode())
                 write_whole(place / "token", kit.token.encode())
+                write_whole(place / ANSWER_KEY, kit.answer_key.encode())
                 write_whole(place / "site.json", kit.facts().encode())  # last: it makes the folder a site's
             except OSError as error:
                 raise UsageError(f"cannot make the site's folder {place}: {error.strerror}") from None
@@ -359,9 +372,14 @@ class SiteHome:
         federation_id = kit.federation_id or self.kit.federation_id
         self.kit = replace(kit, federation_id=federation_id)
         write_whole(self.folder / "authority.pem", kit.authority.encode())
+        write_whole(self.folder / ANSWER_KEY, kit.answer_key.encode())
         write_whole(self.folder / "site.json", self.kit.facts().encode())
         write_whole(token, kit.token.encode())
         (self.folder / "tls.pem").unlink(missing_ok=True)  # last: without it the site enrols
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text("utf-8") if path.exists() else ""
 
     def _locked(self) -> sqlite3.Connection:
         """SQLite's lock: the same on every system, and gone with the process."""

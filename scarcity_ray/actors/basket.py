@@ -50,6 +50,8 @@ from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.robust import PluginRule
+from scarcity_ray.robust.tensors.detection import own_gpu
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import Compute, IdempotencyKey, Peers, Role, query
 from scarcity_ray.secagg import (
@@ -150,6 +152,7 @@ class BasketHost(Role):
 
     Raises:
         StorageError: If there is a journal and it cannot be used.
+        UsageError: If ``runtime.gpus_per_actor`` asks for a GPU and PyTorch finds none.
     """
 
     def __init__(
@@ -180,6 +183,8 @@ class BasketHost(Role):
         self._run = run
         self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
+        uses_gpu = plan.config.runtime.gpus_per_actor > 0.0 and not isinstance(plan.rule, PluginRule)
+        self._device = own_gpu() if uses_gpu else None
         self._baskets: dict[str, Basket] = {}
         self._charges = BasketCharges(slot, peers)
         self._last = LastRelease(plan, latest)
@@ -195,7 +200,6 @@ class BasketHost(Role):
         self._room = BufferRoom(plan.config)
         self._faults = {fault.fault_id: fault for fault in state.faults}
         self._clip()
-        self._call: IdempotencyKey | None = None
         self._journal: BasketJournal | None = None
         self._syncs_updates = True
         self._is_to_undo = False
@@ -221,14 +225,6 @@ class BasketHost(Role):
         except BaseException:
             self.close()
             raise
-
-    def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
-        """See `Role.once`; the answer to a batch of updates is kept in the journal."""
-        self._call = call
-        try:
-            return super().once(call, method, *args)
-        finally:
-            self._call = None
 
     def close(self) -> None:
         """Close the journal, so that a successor in this process may open it."""
@@ -383,14 +379,15 @@ class BasketHost(Role):
         locates the client again.
         """
         self._secure.tick(now)
-        read_only = self._is_read_only(now)
+        read_only = self._read_only and self._is_spent(now)
         receipts = []
         config = self._plan.config
-        batch = batch.with_reports_apart(config.vector_dim, list(config.meta_parameters))
+        if batch.has_reports:
+            batch = batch.with_reports_apart(config.vector_dim, list(config.meta_parameters))
         rows = read_rows(batch.rows, config.vector_dim)
         salts = os.urandom(SALT_BYTES * len(baskets)) if config.receipts else b""
         head = self._charges.ledger_head or self._last.ledger_head
-        room = self._room.left(self._baskets.values(), len(baskets))
+        room = self._room.take(self._baskets.values(), len(baskets))
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
@@ -402,14 +399,15 @@ class BasketHost(Role):
                 scope = ReceiptScope(salt, head) if salt else None
                 receipts.append(basket.submit(batch[index], read_only, now, rows[index], scope))
                 room -= receipts[-1].accepted
-        self._room.take(sum(receipt.accepted for receipt in receipts))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         signed = {}
         if config.receipts:
             signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
         result = SubmissionResult(tuple(receipts), tuple(due), signed)
-        if self._journal is not None and self._call is not None:
+        if self._journal is None:
+            return result
+        if self._call is not None:
             self._keep("answer", self._call.caller, (self._call.number, *_told(result)))
         try:
             self._save(sync=self._syncs_updates)
@@ -423,7 +421,7 @@ class BasketHost(Role):
     ) -> tuple[Layer1Outcome, ...]:
         """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
         self._secure.tick(now)
-        if self._is_read_only(now):
+        if self._read_only and self._is_spent(now):
             return ()
         self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
@@ -443,7 +441,7 @@ class BasketHost(Role):
         self._secure.tick(now)
         if once and self._keeper.last_gossip.name == once:
             return dict(self._keeper.last_gossip.delivered)
-        if self._plan.gossip_share == 0.0 or self._is_read_only(now):
+        if self._plan.gossip_share == 0.0 or (self._read_only and self._is_spent(now)):
             return dict.fromkeys(sorted(self._baskets), 0)
         self.leave_out(now)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
@@ -785,9 +783,9 @@ class BasketHost(Role):
         self._secure.take_up()
         self._is_to_undo = False
 
-    def _is_read_only(self, now: float) -> bool:
-        """Whether the budget is spent; a renewal may not have been told here, so the accountant is asked."""
-        self._read_only = self._read_only and self._charges.is_spent(now)
+    def _is_spent(self, now: float) -> bool:
+        """Whether the budget is spent still: a renewal may not have been told here."""
+        self._read_only = self._charges.is_spent(now)
         return self._read_only
 
     def _overtaken(self, order: Order | None) -> Overtaken | None:
@@ -802,7 +800,9 @@ class BasketHost(Role):
         return None
 
     def _clip(self) -> None:
-        self._aggregator = Layer1Aggregator(self._last.plan.config.layer1, blocks_of=self._blocks_of)
+        self._aggregator = Layer1Aggregator(
+            self._last.plan.config.layer1, blocks_of=self._blocks_of, device=self._device
+        )
         for basket in self._baskets.values():
             basket.states.clip_norm = self._last.clip_norm
 

@@ -240,7 +240,8 @@ class SecureParties:
         limit = self._plan.config.layer2.session_timeout_seconds
         if self.attempt is not None and not abs(now - self.attempt.opened_at) < limit:
             self.abandon()
-        self._settle()
+        if self._unsettled:
+            self._settle()
 
     def know(
         self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement], life: int, obeyed: OrderNumber

@@ -50,16 +50,14 @@ class BufferRoom:
         self.num_updates = max(least, limit // (4 * config.vector_dim + UPDATE_BYTES))
         self._most_waiting = self.num_updates
 
-    def left(self, baskets: Iterable[Basket], coming: int) -> int:
-        """How many of the coming updates may be accepted, at most all."""
+    def take(self, baskets: Iterable[Basket], coming: int) -> int:
+        """Room for the coming updates: how many of them may be accepted."""
         if self._most_waiting + coming > self.num_updates:
             self._most_waiting = sum(basket.num_buffered for basket in baskets)
-        return max(0, min(coming, self.num_updates - self._most_waiting))
+        room = max(0, min(coming, self.num_updates - self._most_waiting))
+        self._most_waiting += room
+        return room
 
     def recount(self) -> None:
         """Look up how many updates wait when the next ones come."""
         self._most_waiting = self.num_updates
-
-    def take(self, num_updates: int) -> None:
-        """Note updates that came."""
-        self._most_waiting += num_updates

@@ -102,7 +102,8 @@ class Reputations:
 
     def accept(self, client_id: str, now: float) -> None:
         """Note an accepted update."""
-        reputation = self._touch(client_id)
+        self._untold.add(client_id)
+        reputation = self._clients.setdefault(client_id, Reputation())
         reputation.accepted += 1
         reputation.seen = now
         if not self._by_agreement:

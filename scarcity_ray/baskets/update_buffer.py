@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -60,7 +61,7 @@ class ReplayKey(NamedTuple):
 
 
 class ReplayGuard:
-    """Remembers accepted updates by client, round and content digest, and by the client's own numbers.
+    """Remembers the content digests of accepted updates, by round and client, each with the client's number.
 
     Guarantees:
         A marked key fails the check until its round is cleared, whatever became of the update.
@@ -71,31 +72,23 @@ class ReplayGuard:
 
     def __init__(self) -> None:
         self._rounds: dict[int, dict[str, dict[bytes, int | None]]] = {}
-        self._sequences: dict[int, set[tuple[str, int]]] = {}
+
+    def accepted(self, client_id: str, round_id: int) -> Mapping[bytes, int | None]:
+        """The digests of a client's accepted updates for a round, each with its sequence number, if any."""
+        return self._rounds.get(round_id, {}).get(client_id, {})
 
     def check(self, key: ReplayKey) -> bool:
         """True if `key` is new, False if it is a replay, whatever its sequence number."""
-        return key.digest not in self._rounds.get(key.round_id, {}).get(key.client_id, ())
-
-    def has_used(self, client_id: str, round_id: int, sequence: int | None) -> bool:
-        """Whether an accepted update of the client and round bears that number."""
-        return sequence is not None and (client_id, sequence) in self._sequences.get(round_id, ())
+        return key.digest not in self.accepted(key.client_id, key.round_id)
 
     def mark(self, key: ReplayKey) -> None:
         """Remember `key` as accepted."""
         client_id, round_id, digest, sequence = key
         self._rounds.setdefault(round_id, {}).setdefault(client_id, {})[digest] = sequence
-        if sequence is not None:
-            self._sequences.setdefault(round_id, set()).add((client_id, sequence))
-
-    def count(self, client_id: str, round_id: int) -> int:
-        """How many updates of a client were accepted for a round."""
-        return len(self._rounds.get(round_id, {}).get(client_id, ()))
 
     def clear_round(self, round_id: int) -> None:
         """Forget a round."""
         self._rounds.pop(round_id, None)
-        self._sequences.pop(round_id, None)
 
     def clear_before(self, round_id: int) -> None:
         """Forget all rounds before `round_id`."""
@@ -190,6 +183,8 @@ class BasketBuffer:
     Attributes:
         counts: Updates since the start: accepted + put = `num_updates` + popped + withdrawn + taken.
         rejections: Refused updates since the start, by reason.
+        num_updates: Updates that wait.
+        num_clients: Clients whose updates wait.
     """
 
     def __init__(
@@ -208,6 +203,8 @@ class BasketBuffer:
         self.counts: Counter[str] = Counter()
         self.rejections: Counter[Rejection] = Counter()
         self._guard = guard or ReplayGuard()
+        self.num_updates = 0
+        self.num_clients = 0
         self._forget_waiting()
 
     def offer(
@@ -265,21 +262,22 @@ class BasketBuffer:
             return Rejection.NOT_NUMERIC
         if number > self.round_id:
             return Rejection.FUTURE_ROUND
-        if number < 0 or self._is_stale(number):
+        if number < max(0, self.round_id - self.config.max_staleness):
             return Rejection.TOO_STALE
         return JudgedUpdate(client_id, row, number, content_digest(row), counted, stated)
 
     def is_open(self, round_id: int) -> bool:
         """Whether updates for a round are still taken."""
-        return 0 <= round_id <= self.round_id and not self._is_stale(round_id)
+        return max(0, self.round_id - self.config.max_staleness) <= round_id <= self.round_id
 
     def refusal(self, judged: JudgedUpdate) -> Rejection | None:
         """Why an update cannot be accepted after the earlier ones; None if it can. Changes nothing."""
-        if not self._guard.check(judged.key):
+        earlier = self._guard.accepted(judged.client_id, judged.round_id)
+        if judged.digest in earlier:
             return Rejection.REPLAYED
-        if self._guard.has_used(judged.client_id, judged.round_id, judged.sequence):
+        if judged.sequence is not None and judged.sequence in earlier.values():
             return Rejection.SEQUENCE_USED
-        if self._guard.count(judged.client_id, judged.round_id) >= self.config.participation_cap:
+        if len(earlier) >= self.config.participation_cap:
             return Rejection.PARTICIPATION_CAP
         return None
 
@@ -308,11 +306,6 @@ class BasketBuffer:
     def clients(self) -> tuple[str, ...]:
         """Clients with buffered updates, sorted: one vote each."""
         return tuple(sorted(self._waiting))
-
-    @property
-    def num_clients(self) -> int:
-        """How many clients have buffered updates."""
-        return len(self._waiting)
 
     def row(self, client_id: str) -> FloatRow:
         """A client's one vote: (1/m) sum of s(tau_i) u_i over its m buffered updates, not renormalised.
@@ -394,7 +387,7 @@ class BasketBuffer:
     def put_client(self, moved: ClientUpdates) -> None:
         """Add what `take_client` returned elsewhere."""
         for key in moved.accepted:
-            if not self._is_stale(key.round_id):
+            if key.round_id >= self.round_id - self.config.max_staleness:
                 self._guard.mark(key)
         for entry in moved.updates:
             self._wait(replace(entry, basket_id=self.basket_id))
@@ -414,21 +407,20 @@ class BasketBuffer:
             raise UsageError(f"client {client_id!r} has no buffered update in basket {self.basket_id!r}")
         return entries
 
-    def _is_stale(self, round_id: int) -> bool:
-        return self.round_id - round_id > self.config.max_staleness
-
     def _aged(self, entry: BufferedUpdate) -> BufferedUpdate:
         return replace(entry, staleness=self.round_id - entry.round_id)
 
     def _wait(self, entry: BufferedUpdate) -> None:
         self._waiting.setdefault(entry.client_id, []).append(entry)
         self.num_updates += 1
+        self.num_clients = len(self._waiting)
         self._rounds.add(entry.round_id)
         self._times.add(entry.timestamp)
 
     def _remove(self, client_id: str) -> list[BufferedUpdate]:
         entries = self._waiting.pop(client_id, [])
         self.num_updates -= len(entries)
+        self.num_clients = len(self._waiting)
         for entry in entries:
             self._rounds.remove(entry.round_id)
             self._times.remove(entry.timestamp)
@@ -437,7 +429,7 @@ class BasketBuffer:
     def _forget_waiting(self) -> None:
         self._waiting: dict[str, list[BufferedUpdate]] = {}
         self._rounds, self._times = Least[int](), Least[float]()
-        self.num_updates = 0
+        self.num_updates = self.num_clients = 0
 
 
 class Least(Generic[N]):

@@ -24,6 +24,7 @@ from scarcity_ray.gateway.enrolments import Enrolments
 from scarcity_ray.gateway.front_door import register_folder, url_of
 from scarcity_ray.workloads.config import read_content
 from scarcity_ray_client.errors import shown
+from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.site_home import Kit
 
 
@@ -101,8 +102,9 @@ def make_command(
     with front.sites() as sites:
         token = sites.invite(client_id, domain_id, features or None, days * 86400.0, again)
         federation_id = sites.federation_id
+        answers = IdentityKeyPair.of_seed(sites.answer_seed()).public_bytes.hex()
     url = url_of(config, config.port)
-    Kit(url, federation_id, client_id, domain_id, trusted, token).write(target)
+    Kit(url, federation_id, client_id, domain_id, trusted, token, answers).write(target)
     click.echo(f"{target}: client {client_id!r} of domain {domain_id!r} may enrol at {url} for {days:g} days")
     click.echo("It holds a token: send it as you would send a password. At the site:")
     click.echo(f"  scarcity-ray-client run {target.name} WORKLOAD.yaml")

@@ -226,6 +226,9 @@ class RuntimeConfig:
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
     """Of Ray's, that each basket actor reserves."""
+    gpus_per_actor: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.0
+    """Of Ray's GPUs, that each basket actor reserves, a part too; above 0 its Layer 1 is computed there, by
+    PyTorch, and fewer than the cluster's CPUs are started where the GPUs hold fewer (docs/gpu.md)."""
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
     """Of Ray's custom resources, by name, that each basket actor reserves."""
     placement: Mapping[StrictStr, Labels] = field(default_factory=dict)

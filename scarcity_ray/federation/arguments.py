@@ -219,7 +219,7 @@ def single_update(
     return SubmissionBatch(
         (id_of(client_id),),
         (read_array(update),),
-        integer_of(round_id),
+        None if round_id is None else integer_of(round_id),
         None if signature is None else (signature_of(signature),),
         None if report is None else (report,),
         None if sequence is None else (integer_of(sequence),),

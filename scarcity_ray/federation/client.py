@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
@@ -18,7 +19,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
-from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName, Running
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -32,13 +33,27 @@ RECOVERIES = 3
 """Times that one call may restart roles before it gives up."""
 
 
+@dataclass(frozen=True)
+class BegunCalls(Generic[T]):
+    """Calls to basket actors that are on their way, by slot, all under one number."""
+
+    calls: Mapping[int, Call[BasketHost, T]]
+    pending: Mapping[int, Running[T]]
+    number: IdempotencyKey
+
+    def are_answered(self) -> bool:
+        """Whether all answers are here, or lost."""
+        return all(answer.is_over() for answer in self.pending.values())
+
+
 class ActorClient:
     """How one driver calls the actors.
 
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
         a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
-            next lookup of every other driver in the directory.
+            next lookup of every other driver in the directory. A submission makes none where the driver knows
+            its clients' baskets (`OperationRunner.locate`).
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver knows.
@@ -62,7 +77,9 @@ class ActorClient:
         Raises:
             UsageError: If the clock gives no finite number: the directory would keep it for all drivers.
         """
-        return moment_of("what clock() gives", self._clock())
+        seconds = self._clock()
+        is_moment = type(seconds) is float and math.isfinite(seconds)
+        return seconds if is_moment else moment_of("what clock() gives", seconds)
 
     def call(
         self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
@@ -72,20 +89,26 @@ class ActorClient:
         Raises:
             ActorLost: If it cannot be restarted.
         """
-        call = Call(method, *args, **kwargs)
-        return self._answer(role, call if call.is_query else call.numbered(self._next_id()))
+        return self._answer(role, Call(method, *args, **kwargs), self._next_id())
 
-    def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
+    def call_baskets(
+        self,
+        asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]],
+        begun: BegunCalls[T] | None = None,
+    ) -> dict[int, T]:
         """As `call`, for several basket actors in parallel; answers by slot.
 
         Args:
             asked: One call for all actors that this driver knows of, or a call for each slot.
+            begun: If they were sent already.
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
-        peers, number = self.supervisor.peers, self._next_id()
-        calls = {slot: call if call.is_query else call.numbered(number) for slot, call in asked.items()}
-        pending = {s: peers.handle(basket_actor(s)).call(c.method, *c.args) for s, c in calls.items()}
+        if begun is not None:
+            pending, number = begun.pending, begun.number
+        else:
+            peers, number = self.supervisor.peers, self._next_id()
+            pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
@@ -102,8 +125,14 @@ class ActorClient:
         if lost:
             self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._answer(basket_actor(slot), calls[slot])
+            answers[slot] = self._answer(basket_actor(slot), asked[slot], number)
         return answers
+
+    def begin_baskets(self, asked: Mapping[int, Call[BasketHost, T]]) -> BegunCalls[T]:
+        """Send calls that `call_baskets` waits for later; one such at a time, others may come in between."""
+        peers, number = self.supervisor.peers, IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
+        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
+        return BegunCalls(asked, pending, number)
 
     def recover(self, *names: str) -> None:
         """Restart dead roles, and others that these need first; note and log what was lost.
@@ -188,10 +217,10 @@ class ActorClient:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
         return IdempotencyKey(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
-    def _answer(self, role: RoleName[R], call: Call[R, T]) -> T:
+    def _answer(self, role: RoleName[R], call: Call[R, T], number: IdempotencyKey | None = None) -> T:
         for attempt in range(RECOVERIES + 1):
             try:
-                return call.send(self.supervisor.peers, role).result()
+                return call.send(self.supervisor.peers, role, number).result()
             except ActorLost as lost:
                 if not lost.retryable or attempt == RECOVERIES:
                     raise

@@ -50,6 +50,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
+from scarcity_ray.federation.pipeline import PendingReceipt
 from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
@@ -57,6 +58,7 @@ from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
+from scarcity_ray.gossip.passes import draw_block
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
@@ -66,7 +68,7 @@ from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import map_tasks
+from scarcity_ray.runtime.rpc import TasksBeside
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
@@ -79,6 +81,7 @@ from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
+T = TypeVar("T")
 
 
 class HierarchicalFederation:
@@ -139,7 +142,13 @@ class HierarchicalFederation:
             ledger = configured or default_ledger(config, called, place.machines)
             node = None if is_ledger_url(ledger) else place.home
             identity = FederationIdentity(
-                "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
+                "",
+                config,
+                ledger,
+                node,
+                noise or SystemNoise(draw_block),
+                called,
+                private_ledger=configured is None,
             )
             self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
             opened = self._driver.start(take_over_ledger)
@@ -231,7 +240,7 @@ class HierarchicalFederation:
                 config,
                 ledger,
                 None if is_ledger_url(ledger) else place.home,
-                noise or SystemNoise(),
+                noise or SystemNoise(draw_block),
                 record.name,
                 private_ledger=record.private_ledger and ledger_path is None,
             )
@@ -289,11 +298,15 @@ class HierarchicalFederation:
         """Leave the federation; the driver that made it ends its actors, one that attached does not."""
         if not self._closed:
             try:
-                if self._owner:
-                    self.terminate()
+                if self._driver.pipeline is not None:
+                    self._driver.pipeline.drain()
             finally:
-                self._closed = True
-                self._runtime.close()
+                try:
+                    if self._owner:
+                        self._driver.supervisor.stop()
+                finally:
+                    self._closed = True
+                    self._runtime.close()
 
     def terminate(self) -> None:
         """End the federation's actors, whichever driver made them. Its ledger stays."""
@@ -477,27 +490,28 @@ class HierarchicalFederation:
                 the text has the first one's traceback.
         """
         driver = self._open()
-        terms = FitTerms(
-            rounds=rounds,
-            clients_per_round=clients_per_round,
-            extra_clients=extra_clients,
-            deadline_seconds=deadline_seconds,
-            clients_per_task=clients_per_task,
-            optimizer=ServerSGD() if optimizer is None else optimizer,
-            averaging_decay=averaging_decay,
-            start=start,
-            stopping=stopping,
-            evaluate_clients=evaluate_clients,
-            private_evaluation=private_evaluation,
-            adversary=adversary,
-            seed=self.config.seed if seed is None else seed,
-            site_ledgers=site_ledgers,
-            on_round=publishing(self, self._runtime, driver, on_round),
-            on_progress=on_progress,
-            on_release=on_release,
-            resume=resume,
-        )
-        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
+        with publishing(self, self._runtime, driver, on_round) as on_told:
+            terms = FitTerms(
+                rounds=rounds,
+                clients_per_round=clients_per_round,
+                extra_clients=extra_clients,
+                deadline_seconds=deadline_seconds,
+                clients_per_task=clients_per_task,
+                optimizer=ServerSGD() if optimizer is None else optimizer,
+                averaging_decay=averaging_decay,
+                start=start,
+                stopping=stopping,
+                evaluate_clients=evaluate_clients,
+                private_evaluation=private_evaluation,
+                adversary=adversary,
+                seed=self.config.seed if seed is None else seed,
+                site_ledgers=site_ledgers,
+                on_round=on_told,
+                on_progress=on_progress,
+                on_release=on_release,
+                resume=resume,
+            )
+            return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
@@ -555,6 +569,37 @@ class HierarchicalFederation:
             self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
         return self._open().submit(batch)[0]
+
+    def submit_update_async(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
+    ) -> PendingReceipt:
+        """Send a client's update without waiting for its receipt (docs/drivers.md#receipts-that-come-later).
+
+        The update is copied. It is on its way when this returns, or goes with the next message, once the one
+        before is answered: when this is called again, a receipt is asked for, or the federation is called in
+        any other way, which waits for all receipts first. Until its receipt is here, an update is not
+        acknowledged. Where 256 wait, or 32 MiB of them, the next one waits in this call.
+
+        The arguments are those of `offer_update`.
+
+        Raises:
+            UsageError: For a meta-parameter that was not declared.
+            ScarcityError: What an update before this one met; then this one is not taken.
+        """
+        batch = single_update(
+            self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
+        )
+        if self._closed:
+            raise UsageError("this federation is closed")
+        return self._driver.submit_later(batch)
 
     def submit_updates(
         self,
@@ -792,10 +837,16 @@ class HierarchicalFederation:
         self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
     ) -> list[Any]:
         """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
+        return self.tasks_beside(function, items, shared).results()
+
+    def tasks_beside(
+        self, function: Callable[..., T], items: Sequence[Any], shared: object | None = None
+    ) -> TasksBeside[T]:
+        """As `map_tasks`, of which some are made while the caller does other work (`TasksBeside.go_on`)."""
         self._open()
         if not callable(function):
             raise UsageError(f"function must be callable, got {shown(function)}")
-        return map_tasks(self._runtime.compute, function, items, shared)
+        return TasksBeside(self._runtime.compute, function, items, shared)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -820,6 +871,8 @@ class HierarchicalFederation:
     def _open(self) -> Driver:
         if self._closed:
             raise UsageError("this federation is closed")
+        if self._driver.pipeline is not None:
+            self._driver.pipeline.drain()
         return self._driver
 
 

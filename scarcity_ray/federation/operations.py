@@ -3,12 +3,15 @@
 The directory decides an operation and keeps it until a driver reports that all its steps are done
 (`actors.directory`). Each lookup in the directory returns the pending operation, and a driver that sees one
 finishes it first. So a driver may die before or after any call.
+
+An update goes to the basket that the directory named last, without a lookup. A client that has left that
+basket since, or is in the midst of an operation that moves it, is refused there as unknown, and looked up.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Concatenate, cast
 
 from scarcity_ray.actors.basket import BasketHost
@@ -34,6 +37,9 @@ from scarcity_ray.federation.client import RECOVERIES, ActorClient, P, T
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Party
 
+ROUTES = 100_000
+"""Clients that a driver keeps the baskets of; once there are more it begins anew."""
+
 
 class _OvertakenError(Exception):
     """A basket actor has refused an order because its number is too low."""
@@ -55,6 +61,7 @@ class OperationRunner:
     def __init__(self, client: ActorClient, operator: IdentityKeyPair | None = None) -> None:
         self.client = client
         self.operator = operator
+        self._routes: dict[str, tuple[str, int]] = {}
 
     def run(
         self, method: Callable[Concatenate[Directory, P], Begun[T]], *args: P.args, **kwargs: P.kwargs
@@ -133,13 +140,26 @@ class OperationRunner:
                 self.finish(news.pending)
         return where
 
-    def locate(self, client_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-        """Basket and slot of each registered client, after pending operations are finished."""
+    def locate(self, client_ids: Collection[str], *, fresh: bool = True) -> Mapping[str, tuple[str, int]]:
+        """Basket and slot of each registered client, after pending operations are finished.
+
+        Args:
+            fresh: Whether to ask the directory even if it has told this driver of all of them before: a
+                client may have moved since, and then its old basket does not know it any more.
+        """
+        known = {c: route for c in client_ids if (route := self._routes.get(c)) is not None}
+        if not fresh and all(client_id in known for client_id in client_ids):
+            return known
         asked = tuple(sorted(set(client_ids)))
+        for client_id in asked:
+            self._routes.pop(client_id, None)
         while True:
             found = self.client.call(DIRECTORY, Directory.locate, asked)
             self.client.heed(found.news)
             if found.news.pending is None:
+                if len(self._routes) + len(found.routes) > ROUTES:
+                    self._routes.clear()
+                self._routes |= found.routes
                 return found.routes
             self.finish(found.news.pending)
 

@@ -99,16 +99,15 @@ class Supervisor:
             now: Seconds since the epoch.
 
         Raises:
-            UsageError: If the federation is running already, or its smallest release needs more memory than
-                there is.
+            UsageError: If the federation is running already, asks for a GPU where there is none, or for more
+                memory than there is even in its smallest release.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
+        suiting = self._suiting_actors()
         self.check_memory(least_clients(self.identity.config), has_model=False)
         opened = self._open_ledger(now, must_exist=False, take_over=take_over)
-        self.num_slots = (
-            0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
-        )
+        self.num_slots = 0 if self.identity.config.runtime.baskets_per_actor else suiting
         slots = [self._basket_spec(slot, opened) for slot in range(self.num_slots)]
         roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:
@@ -145,12 +144,13 @@ class Supervisor:
 
         Raises:
             StorageError: If the ledger is another federation's.
-            UsageError: If the federation is running already.
+            UsageError: If the federation is running already, or asks for a GPU where there is none.
             LedgerError: If the ledger cannot be used, or is an older copy than the last stored release.
             ActorLost: If a role cannot be started.
         """
         if self.kept is None:
             raise UsageError("storage_path is not configured: nothing is kept")
+        self._suiting_actors()
         self.kept.verify()
         stored_id, last = self.identity.federation_id, self.kept.read(RELEASE, CODEC)
         heads = None if last is None else {last.ledger_head: f"the release stored in {self.kept.path}"}
@@ -572,6 +572,25 @@ class Supervisor:
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
+    def _suiting_actors(self) -> int:
+        """As many basket actors as there are CPUs, or as the GPUs hold beside those of placed domains.
+
+        Raises:
+            UsageError: If they ask for a GPU and the cluster has none; they would wait for it.
+        """
+        config = self.identity.config.runtime
+        each = config.gpus_per_actor
+        gpus = self.runtime.gpus if each else None
+        if gpus is None:
+            return self.runtime.default_basket_actors
+        if gpus < each:
+            raise UsageError(
+                f"runtime.gpus_per_actor is {each:g}, and the cluster has no GPU: add a node with one (Ray "
+                "counts those that it finds; else ray start --num-gpus 1), or set it to 0"
+            )
+        room = int(gpus) * int(1.0 / each + 1e-9) - len(config.placement)
+        return min(self.runtime.default_basket_actors, max(1, room))
+
     def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
         identity = replace(self.identity, actors_key=b"")
         arguments = {"identity": identity, "num_slots": num_slots, "kept": self.kept, **life}
@@ -614,6 +633,7 @@ class Supervisor:
             spread=node is None,
             node=node,
             labels=labels,
+            gpus=runtime.gpus_per_actor,
         )
 
     def _shared(self) -> dict[str, object]:

@@ -206,6 +206,15 @@ class Enrolments:
                 "INSERT OR REPLACE INTO enrolment_facts VALUES ('federation_id', ?)", (federation_id,)
             )
 
+    def answer_seed(self) -> bytes:
+        """The 32 secret bytes of the key that signs gateways' answers; made once, with the file."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR IGNORE INTO enrolment_facts VALUES ('answer_seed', ?)", (secrets.token_hex(32),)
+            )
+            found = self._one("SELECT value FROM enrolment_facts WHERE name = 'answer_seed'")
+        return b"" if found is None else bytes.fromhex(found[0])
+
     def invite(
         self,
         client_id: str,

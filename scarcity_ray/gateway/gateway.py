@@ -20,10 +20,12 @@ from scarcity_ray.federation.driver import Driver
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.intake import Intake
+from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Uploads
 from scarcity_ray.gateway.web_app import Terse, WebApp
+from scarcity_ray_client.identity import IdentityKeyPair
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -70,7 +72,9 @@ class Gateway:
             self._tls = Certificates(config.keys).server_context(config.tls == "mutual")
         uploads = Uploads(folder, config.upload_disk_bytes, config.upload_seconds)
         intake = Intake(driver, register, put)
-        self.web = WebApp(config, terms, register, intake, SiteDesk(driver, register), uploads, on_driver)
+        signer = IdentityKeyPair.of_seed(register.call(Register.answer_seed))
+        desk = SiteDesk(driver, register)
+        self.web = WebApp(config, terms, register, intake, desk, uploads, on_driver, signer)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._started = threading.Event()

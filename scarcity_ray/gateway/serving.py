@@ -212,26 +212,28 @@ def _fit(
         door.register.call(Register.note_record, record, outliers)
         note_for_job(record)
 
-    terms = FitTerms(
-        rounds=given.rounds,
-        optimizer=given.server_optimizer(),
-        averaging_decay=given.averaging_decay,
-        stopping=given.stopping(training.metric),
-        evaluate_clients=given.evaluate_clients,
-        private_evaluation=None if asked is None else asked.made(),
-        seed=config.federation.seed,
-        on_round=publishing(federation, federation._runtime, federation._open(), on_round),
-        on_progress=watcher.progress,
-        on_release=lambda model, _: folder.write_model("model.npz", model),
-        resume=resume,
-    )
     site_terms = SiteTerms(gateway.round_seconds, gateway.up_seconds)
 
     def cohort(fit: Fit[Any]) -> SiteCohort:
         return SiteCohort(fit, door, site_terms, watcher.waiting)
 
-    watcher.phase("Serving")
-    result = Fitting(federation._open(), cohort, job.workload, terms).run()
+    driver = federation._open()
+    with publishing(federation, federation._runtime, driver, on_round) as on_told:
+        terms = FitTerms(
+            rounds=given.rounds,
+            optimizer=given.server_optimizer(),
+            averaging_decay=given.averaging_decay,
+            stopping=given.stopping(training.metric),
+            evaluate_clients=given.evaluate_clients,
+            private_evaluation=None if asked is None else asked.made(),
+            seed=config.federation.seed,
+            on_round=on_told,
+            on_progress=watcher.progress,
+            on_release=lambda model, _: folder.write_model("model.npz", model),
+            resume=resume,
+        )
+        watcher.phase("Serving")
+        result = Fitting(driver, cohort, job.workload, terms).run()
     if resume:
         folder.write_model("model.npz", result.model)
     if result.stopped is Stopped.EVALUATION:

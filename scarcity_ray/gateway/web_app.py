@@ -9,6 +9,7 @@ Guarantees:
     a_body_that_is_not_what_its_digest_says_is_refused_and_forgotten
     an_interrupted_upload_goes_on_where_it_was_cut
     a_model_is_sent_in_part_and_once
+    an_answer_is_signed_for_its_request: All but the model's bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
 from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
+from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.wire import (
+    ANSWER_SIGNATURE,
     EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
@@ -63,9 +66,12 @@ from scarcity_ray_client.wire import (
     EvaluationRequest,
     KeyRequest,
     SignedRequest,
+    digest_of,
     is_digest,
     is_named,
     read_update_body,
+    sign_answer,
+    update_name,
 )
 
 T = TypeVar("T")
@@ -85,6 +91,8 @@ ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
 WHO = web.RequestKey("who", str)
 """A request's key: as whose it is counted."""
+OCCASION = web.RequestKey("occasion", str)
+"""A request's key: what its answer names it by, once that is known."""
 UNSIGNED_PATHS = ("/v1/enrol", "/healthz")
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
 """Which have an authentication of their own (`console`)."""
@@ -120,6 +128,7 @@ class WebApp:
         desk: What else is asked of the federation.
         uploads: Unfinished ones.
         on_driver: Runs a function where the driver may be called, and gives what it gives.
+        answer_key: Signs answers.
         clock: Unix seconds.
     """
 
@@ -132,10 +141,12 @@ class WebApp:
         desk: SiteDesk,
         uploads: Uploads,
         on_driver: OnDriver,
+        answer_key: IdentityKeyPair,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._terms, self._register, self._clock = config, terms, register, clock
         self._desk, self._uploads, self._on_driver = desk, uploads, on_driver
+        self._answer_key = answer_key
         most_of_one = CONNECTIONS_PER_REQUEST * config.open_requests_per_client
         self.connections = Connections(
             config.header_seconds,
@@ -207,6 +218,10 @@ class WebApp:
             connection.begun()
         response = await self._capped(request, handler, connection)
         self._answers[response.status] += 1
+        if OCCASION in request and isinstance(response, web.Response) and not response.prepared:
+            said = response.body if isinstance(response.body, bytes) else b""
+            signed = sign_answer(self._answer_key, request[OCCASION], response.status, said)
+            response.headers[ANSWER_SIGNATURE] = signed
         return response
 
     async def _capped(
@@ -261,6 +276,7 @@ class WebApp:
         connection = self.connections.of(request.transport)
         fingerprint = None if connection is None else connection.fingerprint
         signed = SignedRequest.from_headers(request.headers)
+        request[OCCASION] = signed.occasion(self._terms.federation_id, request.method, request.raw_path)
         if request.method in ("GET", "HEAD") and signed.body_digest != EMPTY_DIGEST:
             raise RefusedError(ErrorCode.MALFORMED, f"{request.method} has no body")
         asked = Asked(signed, request.method, request.raw_path, fingerprint)
@@ -420,7 +436,9 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
         _check_counts(sequence=header.sequence, num_examples=header.num_examples)
         _check_metrics(header.metrics)
-        answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
+        answer = await self._within(
+            self._judging.ask(Upload(site, header, row, key.digest, update_name(body)))
+        )
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
         return _json(answer.answer, 201 if answer.is_new else 200)
@@ -441,6 +459,7 @@ class WebApp:
 
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
         async with self._body(request, MOST_JSON_BYTES, None) as body:
+            request[OCCASION] = digest_of(body)
             asked = EnrolRequest.from_json(bytes(body))
         _check_counts(num_examples=asked.num_examples or 0)
         # Anybody may ask: who has no token does not get as far as the driver.

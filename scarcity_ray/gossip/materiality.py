@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from scarcity_ray.gossip.passes import SEGMENT, cut_to_halves
 from scarcity_ray.robust.arrays.blocks import column_blocks
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.rows import row_norm
@@ -16,53 +17,55 @@ from scarcity_ray.robust.measures.rows import row_norm
 ROUGHNESS = 2.0**-10
 """Largest distance of a remembered state from the true one, relative to its norm."""
 
-_TOP = 15
-"""A remembered vector is scaled until its greatest entry lies just below 2^15; float16 ends at 2^16."""
-_LEAST = -125
-"""Exponent of the least scale: it and its inverse are float32."""
-_KEPT_BITS = np.uint32(0xFFFFE000)
-"""The bits of a float32 that a float16 can hold: sign, exponent and ten of the mantissa."""
+_SQUARES = 2.0**-80, 2.0**100
+"""Sums of squares between these have lost nothing that matters to the range of float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class HalfVector:
-    """A float32 vector in half the memory: each entry is truncated to eleven significant bits.
+    """A float32 vector in half the memory: block floating point, each entry cut towards zero to 16 bits.
+
+    SEGMENT entries share a scale, so that each is cut by less than 2^-14 of the greatest of them, and all
+    together by 2^-10 of it.
 
     Guarantees:
         It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
 
     Attributes:
-        halves: float16 (d,).
-        scale: A power of two: entry i is scale halves[i].
+        words: int16 (k, w), the last segment filled up with zeros.
+        scales: float32 (k, 1), powers of two: entry j of segment i is ``scales[i] words[i, j]``.
+        length: d.
     """
 
-    halves: npt.NDArray[np.float16]
-    scale: float
+    words: npt.NDArray[np.int16]
+    scales: npt.NDArray[np.float32]
+    length: int
 
     @classmethod
-    def of(cls, vector: npt.NDArray[np.float32], into: npt.NDArray[np.float16] | None = None) -> HalfVector:
-        """From a finite vector (d,); `into` is memory to reuse."""
-        top = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
-        scale = 2.0 ** max(math.frexp(top)[1] - _TOP, _LEAST)
-        halves = np.empty(len(vector), np.float16) if into is None or len(into) != len(vector) else into
-        for columns in column_blocks(len(vector)):
-            block = workspace("halved", (columns.stop - columns.start,), np.float32)
-            np.multiply(vector[columns], np.float32(1.0 / scale), out=block)
-            bits = block.view(np.uint32)
-            np.bitwise_and(bits, _KEPT_BITS, out=bits)
-            np.copyto(halves[columns], block, casting="same_kind")
-        return cls(halves, scale)
+    def of(cls, vector: npt.NDArray[np.float32], earlier: HalfVector | None = None) -> HalfVector:
+        """From a finite vector (d,); the memory of an `earlier` one is used again if it fits."""
+        length, width = len(vector), min(len(vector), SEGMENT)
+        if earlier is not None and earlier.length == length:
+            words, scales = earlier.words, earlier.scales
+        else:
+            words = np.empty((-(-length // width), width), np.int16)
+            scales = np.empty((len(words), 1), np.float32)
+        cut_to_halves(vector, words, scales)
+        return cls(words, scales, length)
 
-    def block(self, columns: slice) -> npt.NDArray[np.float32]:
-        """The vector's entries in some columns, in a scratch array."""
-        block = workspace("halved", (columns.stop - columns.start,), np.float32)
-        np.copyto(block, self.halves[columns])
-        np.multiply(block, np.float32(self.scale), out=block)
-        return block
+    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """The vector's entries by ranges of columns, each in a scratch array that the next one overwrites."""
+        width = self.words.shape[1]
+        for columns in column_blocks(self.length):
+            segments = slice(columns.start // width, -(-columns.stop // width))
+            block = workspace("halved", (segments.stop - segments.start, width), np.float32)
+            np.copyto(block, self.words[segments])
+            np.multiply(block, self.scales[segments], out=block)
+            yield columns, block.reshape(-1)[: columns.stop - columns.start]
 
     def whole(self) -> npt.NDArray[np.float32]:
         """The vector, float32 (d,)."""
-        return self.halves.astype(np.float32) * np.float32(self.scale)
+        return (self.words * self.scales).reshape(-1)[: self.length]
 
 
 class MaterialityDetector:
@@ -120,16 +123,16 @@ class MaterialityDetector:
         if pushed is None:
             return row_norm(state)
         total = 0.0
-        for columns in column_blocks(len(state)):
-            difference = workspace("drift", (columns.stop - columns.start,), np.float64)
-            np.subtract(state[columns], pushed.block(columns), out=difference, dtype=np.float64)
-            total += float(np.dot(difference, difference))
-        return math.sqrt(total)
+        for columns, block in pushed.blocks():
+            np.subtract(state[columns], block, out=block)
+            total += float(np.dot(block, block))
+        if _SQUARES[0] < total < _SQUARES[1]:
+            return math.sqrt(total)
+        return row_norm(state - pushed.whole())
 
     def update_state(self, client_id: str, state: npt.NDArray[np.float32]) -> None:
         """Remember the clipped state that was just pushed."""
-        kept = self._pushed.get(client_id)
-        self._pushed[client_id] = HalfVector.of(state, None if kept is None else kept.halves)
+        self._pushed[client_id] = HalfVector.of(state, self._pushed.get(client_id))
 
     def last_pushed(self, client_id: str) -> npt.NDArray[np.float32] | None:
         """The clipped state last pushed, as it is remembered; None before the first push."""

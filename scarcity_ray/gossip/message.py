@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.robust.arrays.blocks import column_blocks
-from scarcity_ray.robust.arrays.threads import workspace
-
-GRID_BITS = 17
-"""Grid steps to a standard deviation of the noise: at least 2^GRID_BITS, less than twice that."""
+from scarcity_ray.gossip.passes import add_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +58,6 @@ def noised(
     Returns:
         Read-only float32 (d,).
     """
-    if sigma == 0.0:
-        vector = clipped.copy()
-    else:
-        step = 2.0 ** (math.frexp(sigma)[1] - 1 - GRID_BITS)
-        vector = np.empty(len(clipped), np.float32)
-        for columns in column_blocks(len(clipped)):
-            values = workspace("noised", (columns.stop - columns.start,), np.float64)
-            np.multiply(noise[columns], sigma, out=values)
-            np.add(values, clipped[columns], out=values)
-            np.multiply(values, 1.0 / step, out=values)  # exact: a power of two
-            np.rint(values, out=values)
-            np.multiply(values, step, out=vector[columns], casting="same_kind")
+    vector = clipped.copy() if sigma == 0.0 else add_noise(clipped, noise, sigma)
     vector.setflags(write=False)
     return vector

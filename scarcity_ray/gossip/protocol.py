@@ -32,7 +32,10 @@ from scarcity_ray.gossip.peers import PeerSampler
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust.arrays.blocks import Rows
-from scarcity_ray.robust.measures.rows import clip_rows, row_norms
+from scarcity_ray.robust.measures.rows import clip_rows, norms_from, row_norms
+
+ROUNDING = 2.0**-22
+"""A row is clipped if its norm is above, by this share at least: a clipped one exceeds it by its rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ class GossipStep:
         wanted = set(ids)
         for index, client_id in enumerate(self.client_ids):
             if client_id in wanted:
-                is_short = self.norms[index] <= clip_norm
+                is_short = self.norms[index] <= clip_norm * (1.0 + ROUNDING)
                 one = [self.states[index]]
                 yield one[0] if is_short else clip_rows(one, self.norms[index : index + 1], clip_norm)[0]
 
@@ -150,6 +153,7 @@ class GossipProtocol:
         now: float,
         *,
         num_members: int | None = None,
+        norms: npt.NDArray[np.float64] | None = None,
     ) -> tuple[str, ...]:
         """Start a gossip round; return whose drift test must be charged now.
 
@@ -161,6 +165,8 @@ class GossipProtocol:
             states: Their states, n finite float32 rows (d,), kept until `exchange`.
             round_id: The federation round; later than the last one advances this protocol.
             num_members: Members of the basket, with or without a state; the number of states if None.
+            norms: (n,) of the states, to float32 rounding, where the caller knows them: states are clipped by
+                them before noise is added.
 
         Raises:
             UsageError: If ids, states or round do not fit.
@@ -169,7 +175,7 @@ class GossipProtocol:
         ids, dimension = tuple(client_ids), self.plan.dimension
         if list(ids) != sorted(set(ids)) or [len(row) for row in states] != [dimension] * len(ids):
             raise UsageError(f"gossip needs sorted ids and {len(ids)} rows of length {dimension}")
-        norms = row_norms(states)
+        norms = row_norms(states) if norms is None else norms
         if not np.isfinite(norms).all():
             raise UsageError(f"states of basket {self.basket_id!r} must be finite")
         self._clients.forget_gone(round_id, now)
@@ -355,7 +361,7 @@ class GossipProtocol:
         plan = self.plan
         number = {key: index for index, key in enumerate(messages)}
         vectors = [message.summary_vector for message in messages.values()]
-        scales = _clip_scales(row_norms(vectors), plan.receive_norm)
+        scales = _clip_scales(norms_from(vectors, plan.receive_norm), plan.receive_norm)
         mixed = [place for place, inbox in enumerate(inboxes) if inbox]
         given = MixingInput(
             states=[out[place] for place in mixed],

@@ -299,6 +299,11 @@ def _check_site_noise(plan: FederationPlan) -> None:
         needed = (
             (site, plan.site_noise is not None, "a row without noise is kept until it is in an aggregate"),
             ("receipts: true", config.receipts, "what is retained is shown by what receipts publish"),
+            (
+                "runtime.gpus_per_actor: 0",
+                config.runtime.gpus_per_actor == 0.0,
+                "a replay asks for the same bytes, and a GPU adds in an order of its own",
+            ),
         )
         for setting, is_there, why in needed:
             if not is_there:

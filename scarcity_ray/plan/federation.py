@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from scarcity_ray.config import (
     AggregationMethod,
@@ -216,7 +217,7 @@ class FederationPlan:
         low, high = layer2.clip_norm_range
         return clip_norm == layer1.clip_norm or (layer2.adaptive_clipping and low <= clip_norm <= high)
 
-    @property
+    @cached_property
     def waits_for_gossip(self) -> bool:
         """Whether an aggregation that all having sent makes due waits for the round's gossip."""
         return self.gossip_share > 0.0 and self.config.buffer.min_updates_trigger is None
@@ -367,16 +368,15 @@ class FederationPlan:
         sensitivity of a mean that is more, half of mu squared. No sum overflows (`reach`).
         """
         layer2 = self.config.layer2
-        shares = {
+        fresh = [b for b in baskets if b.fresh]
+        shares = {b.basket_id: 0.0 for b in baskets} | {
             b.basket_id: (b.num_members if layer2.weight_by_size else 1.0)
             * layer2.basket_trust.get(b.domain_id, 1.0)
-            * b.fresh
-            for b in baskets
+            for b in fresh
         }
         total = math.fsum(shares.values())
         weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
         sensitivities = {b.basket_id: self.sensitivity(b) for b in baskets}
-        fresh = [b for b in baskets if b.fresh]
 
         def widest_bits() -> float:
             return bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from scarcity_ray.privacy.accounting.modes import ROUNDING
 
@@ -88,7 +89,7 @@ class NoiseSchedule:
     mu_release: float
     decay: float = 1.0
 
-    @property
+    @cached_property
     def is_constant(self) -> bool:
         """Whether every release is charged `mu_release`."""
         return self.decay == 1.0
@@ -102,8 +103,10 @@ class NoiseSchedule:
     def num_left(self, step: Step) -> float:
         """Releases that may still be charged, at least."""
         buys = self.num_releases(step.left)
+        if self.is_constant:
+            return buys
         planned = self.num_releases(step.cap) - step.number
-        return buys if self.is_constant or planned <= 0.0 else min(buys, planned)
+        return buys if planned <= 0.0 else min(buys, planned)
 
     def mu(self, step: Step) -> float:
         """What the next release is charged; more than what is left, if none is."""

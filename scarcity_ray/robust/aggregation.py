@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, inline_blocks
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, inline_blocks, joined
 from scarcity_ray.robust.arrays.mixed_rows import mixture_of
 from scarcity_ray.robust.arrays.threads import one_blas_thread
 from scarcity_ray.robust.measures.approximate_distances import (
@@ -228,9 +228,9 @@ def _measured(rows: Rows, rule: Rule, steps: Sequence[PreAggregation], report: b
 def _measured_tensors(
     rows: TensorRows, rule: Rule, steps: Sequence[PreAggregation], report: bool
 ) -> Measured:
-    if report or isinstance(rule, PluginRule):
-        raise UsageError(f"{'a report' if report else rule.name} is not computed on tensors: {REMEDY}")
-    if may_approximate(rule, steps):
+    if isinstance(rule, PluginRule):
+        raise UsageError(f"{rule.name} is not computed on tensors: {REMEDY}")
+    if not report and may_approximate(rule, steps):
         approximate = measure_approximately(rows.map_blocks, rows.head_norms())
         if approximate is not None:
             return Measured(rows.map_blocks, list(range(len(rows))), None, approximate)
@@ -375,8 +375,7 @@ def _combine(
         found = distances_report(selection, squared, setting.num_rows)
     if report and found is None:
         return combine_and_report(map_blocks, norms, *combination)
-    parts = list(map_blocks(combine_block, *combination))
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0], found
+    return joined(list(map_blocks(combine_block, *combination))), found
 
 
 def _combine_whole(

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, column_blocks
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, column_blocks, joined
 from scarcity_ray.robust.arrays.mixed_rows import Mixture
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, NORMS
@@ -102,13 +102,15 @@ class BlockReport(NamedTuple):
     """One block's part of a result and of its report.
 
     Attributes:
-        vector: (b,) float32.
+        vector: (b,) float32; of tensors one of theirs.
+        square: Its squared length; 0 where differences were formed, which do without.
         squares: (n,) float64, each row's squared distance to the vector, or that less its own square.
         outside: (n,) int64, coordinates looked at in which it lies beyond what was averaged; None where rows
             are averaged.
     """
 
     vector: Vector
+    square: float
     squares: NDArray[np.float64]
     outside: NDArray[np.int64] | None
     looked: int
@@ -173,7 +175,8 @@ def report_block(
         vector = window.mean
         outside = _outside(block, window.least[:look], window.largest[:look])
     squares = _squares(block, vector) if differences else _squares_less_norms(block, vector)
-    return BlockReport(vector, squares, outside, look)
+    square = 0.0 if differences else float(np.dot(vector, vector))
+    return BlockReport(vector, square, squares, outside, look)
 
 
 def _squares_less_norms(block: Rows, vector: Vector) -> NDArray[np.float64]:
@@ -210,13 +213,13 @@ def joined_report(
     `norms` are the rows', (n,) float64, where it formed no differences. The report is None if it needs them.
     """
     blocks = list(parts)
-    vector = np.concatenate([block.vector for block in blocks])
+    vector = joined([block.vector for block in blocks])
     counts = [block.outside for block in blocks if block.outside is not None]
     outside = np.sum(counts, axis=0) / sum(block.looked for block in blocks) if counts else None
     squares = ordered_sum(block.squares for block in blocks)
     if norms is not None:
         own = np.square(norms)
-        largest = own + float(sum(np.dot(block.vector, block.vector) for block in blocks))
+        largest = own + sum(block.square for block in blocks)
         squares = squares + own
         if bool((squares * CANCELLED < largest).any()):
             return vector, None

@@ -32,6 +32,7 @@ class RoleSpec:
         labels: Of the nodes that may hold it.
         spread: Whether to spread such roles over the nodes; otherwise it runs on `node`.
         node: The node that holds its data; None: the runtime's home node.
+        gpus: That it reserves; a part of one may do.
     """
 
     name: str
@@ -42,6 +43,12 @@ class RoleSpec:
     spread: bool = False
     node: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: float = 0.0
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """What it reserves, by the name of the resource."""
+        return demand(self.cpus, self.gpus, self.resources)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,21 @@ class TaskSpec:
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """What it reserves, by the name of the resource."""
+        return demand(self.cpus, self.gpus, self.resources)
+
+
+def demand(cpus: float, gpus: float, resources: Mapping[str, float]) -> dict[str, float]:
+    """Resources by Ray's names, without those of which nothing is asked.
+
+    >>> demand(1.0, 0.0, {"gold": 2.0})
+    {'CPU': 1.0, 'gold': 2.0}
+    """
+    asked = {"CPU": cpus, "GPU": gpus, **resources}
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,10 @@ class Runtime(Protocol):
 
     def node_bytes(self) -> tuple[float, ...]:
         """Memory of each living node, that of objects included; empty if it is not known."""
+
+    @property
+    def gpus(self) -> float | None:
+        """GPUs of the living nodes; None: nobody counts them, and a role finds its own."""
 
     @property
     def default_basket_actors(self) -> int:

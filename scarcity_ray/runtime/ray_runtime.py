@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -32,7 +36,15 @@ from scarcity_ray.runtime.card import opened, sealed
 from scarcity_ray.runtime.connect import connect, first_line
 from scarcity_ray.runtime.ray_metrics import RayMetrics
 from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, has_labels, listed, why_unplaceable
-from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
+from scarcity_ray.runtime.rpc import (
+    Compute,
+    Handle,
+    IdempotencyKey,
+    Peers,
+    Role,
+    Running,
+    with_values,
+)
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client.errors import shown
 
@@ -88,6 +100,11 @@ class RayRuntime:
     def default_basket_actors(self) -> int:
         """The cluster's CPUs."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    @property
+    def gpus(self) -> float:
+        """The cluster's GPUs, as Ray counts them."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
 
     @property
     def machines(self) -> int:
@@ -246,6 +263,7 @@ class RayRuntime:
             "name": spec.name,
             "namespace": self._namespace,
             "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
             "resources": dict(spec.resources),
             "scheduling_strategy": strategy,
             "get_if_exists": get_if_exists,
@@ -334,12 +352,11 @@ class RayRuntime:
 
 def _why_waiting(spec: RoleSpec) -> str:
     """Why a role has not started, by the resources of the cluster's nodes."""
-    demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
-    if why := why_unplaceable(demand, spec.labels):
+    if why := why_unplaceable(spec.demand, spec.labels):
         return why
-    if not demand:
+    if not spec.demand:
         return "its process was slow to start"
-    return f"it waited for a node with {listed(demand)} free, or its process was slow to start"
+    return f"it waited for a node with {listed(spec.demand)} free, or its process was slow to start"
 
 
 class _OnRay(Role):
@@ -407,7 +424,7 @@ def is_death(error: BaseException) -> bool:
     return isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RayFuture:
     """A pending call of `actor`, or a task if that is None; Ray's errors are `translated`."""
 
@@ -423,6 +440,17 @@ class _RayFuture:
                 forget(self.actor)
             raise translated(self.name, error) from None
 
+    def is_over(self) -> bool:
+        if self.actor is not None:
+            return bool(self._end.done())
+        ready, _ = ray.wait([self.reference], timeout=0, fetch_local=False)
+        return bool(ready)
+
+    @cached_property
+    def _end(self) -> Any:
+        """What Ray tells when the call ends, and so fetches the answer; asking it takes 0.1 ms each time."""
+        return self.reference.future()
+
 
 @dataclass(frozen=True)
 class _Failed:
@@ -433,6 +461,9 @@ class _Failed:
     def result(self) -> Any:
         raise self.error
 
+    def is_over(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class _RayHandle:
@@ -441,7 +472,7 @@ class _RayHandle:
     namespace: str
     name: str
 
-    def call(self, method: str, *args: object) -> Future[Any]:
+    def call(self, method: str, *args: object) -> Running[Any]:
         if not ray.is_initialized():
             return _Failed(ActorLost(self.name, "this process is not connected to Ray any more", False))
         try:
@@ -474,6 +505,20 @@ def _run(function: Callable[..., Any], *args: object) -> Any:
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _run_beside(function: Callable[..., Any], *args: object) -> Any:
+    """Run a function in a thread of its own: what one has yielded it cannot take back for a next task."""
+    with ThreadPoolExecutor(1, initializer=_yield_to_others) as thread:
+        return thread.submit(function, *args).result()
+
+
+def _yield_to_others() -> None:
+    """Have this thread run only where a processor has nothing else to do, if the system can."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _time_of(path: str) -> int | None:
     """When a file on this node, or SQLite's log beside it, was written last; None: there is none."""
     times = [os.stat(name).st_mtime_ns for name in (path, f"{path}-wal") if os.path.exists(name)]
@@ -490,9 +535,15 @@ class _RayCompute:
     def put(self, value: object) -> Any:
         return ray.put(value)
 
-    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *args: object) -> Running[Any]:
+        return self._submitted(_run, function, *args)
+
+    def submit_beside(self, function: Callable[..., Any], *args: object) -> Running[Any]:
+        return self._submitted(_run_beside, function, *args)
+
+    def _submitted(self, run: Any, function: Callable[..., Any], *args: object) -> Running[Any]:
         options = {"label_selector": dict(self.labels)} if self.labels else {}
-        return _RayFuture(f"task {function.__name__}", _run.options(**options).remote(function, *args))
+        return _RayFuture(f"task {function.__name__}", run.options(**options).remote(function, *args))
 
     def on(self, labels: Mapping[str, str]) -> Compute:
         return replace(self, labels=labels)

@@ -121,10 +121,10 @@ class RayTasks:
         beside = self._beside_actors(nodes)
         told: list[str] = []
         for spec in specs:
-            why = why_unplaceable(_demand(spec), spec.labels, nodes)
-            if not why and beside and why_unplaceable(_demand(spec), spec.labels, beside):
+            why = why_unplaceable(spec.demand, spec.labels, nodes)
+            if not why and beside and why_unplaceable(spec.demand, spec.labels, beside):
                 why = (
-                    f"no node has {listed(_demand(spec))} free beside the actors that are on it: add a node "
+                    f"no node has {listed(spec.demand)} free beside the actors that are on it: add a node "
                     "with more CPUs, or ask for less (num_cpus of its client, runtime.cpus_per_actor)"
                 )
             told.append(why)
@@ -160,11 +160,6 @@ class RayTasks:
             if why:
                 logger.warning("%s waits: %s", spec.key, why)
                 self._warned.add(spec.key)
-
-
-def _demand(spec: TaskSpec) -> dict[str, float]:
-    demand = {"CPU": spec.cpus, "GPU": spec.gpus, **spec.resources}
-    return {name: amount for name, amount in demand.items() if amount}
 
 
 def _cause(error: RayError) -> Cause:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.errors import ScarcityError, UsageError
+from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.plan import make_plan
+from scarcity_ray.runtime.rpc import TasksBeside
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.config import LabConfig, RunName
 from scarcity_ray.workloads.gossip_training import BasketStanding, simulate_gossip
-from scarcity_ray.workloads.scene import NO_ATTACK, Travelling
+from scarcity_ray.workloads.scene import NO_ATTACK, Scene, Travelling
 from scarcity_ray.workloads.simulate import Defence, SimulatedRun, simulate, train_alone
 from scarcity_ray_client.loading import told
 
@@ -82,6 +84,51 @@ def comparisons(lab: LabConfig) -> list[Comparison]:
     chosen = list(dict.fromkeys((*(("federation",) if others else ()), *lab.compare)))
     runs = [Comparison(name, NO_ATTACK if name in UNATTACKED else own) for name in chosen]
     return runs + [Comparison(name, attack) for attack in others for name in chosen if name in RULES]
+
+
+class ComparisonRuns:
+    """A job's runs beside, begun while it trains, on what its rounds leave idle.
+
+    Args:
+        scene: Of the job, for as many rounds as it is to make.
+        lab: Which runs; None: none.
+        config: Of the federation.
+        federation: On whose runtime they are made.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        lab: LabConfig | None,
+        config: HierarchicalFederationConfig,
+        federation: HierarchicalFederation,
+    ) -> None:
+        self._scene, self._config, self._federation = scene, config, federation
+        self._runs = [] if lab is None else comparisons(lab)
+        self._attacks = () if lab is None else lab.attacks
+        self._tasks = self._begun(scene) if self._runs else None
+
+    def go_on(self) -> None:
+        """Begin those that may run now, as after each round."""
+        if self._tasks is not None:
+            self._tasks.go_on()
+
+    def made(self, rounds: int) -> list[tuple[Comparison, Compared]]:
+        """All, with as many rounds as the job has made; none without a round.
+
+        Guarantees:
+            a_job_that_ended_early_is_compared_with_runs_as_short: They are made anew.
+        """
+        if self._tasks is None or not rounds:
+            return []
+        planned = self._scene.training
+        if rounds != planned.rounds:
+            self._tasks = self._begun(replace(self._scene, training=replace(planned, rounds=rounds)))
+        return list(zip(self._runs, self._tasks.results(), strict=True))
+
+    def _begun(self, scene: Scene) -> TasksBeside[Compared]:
+        inputs = ComparisonInputs(Travelling.of(scene, *self._attacks), self._config)
+        return self._federation.tasks_beside(compare, self._runs, inputs)
 
 
 def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:

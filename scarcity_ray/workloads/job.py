@@ -24,13 +24,13 @@ from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.plan import make_plan
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.attacks import AttackConfig
-from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
+from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonRuns
 from scarcity_ray.workloads.config import Job, asked
 from scarcity_ray.workloads.gossip_training import GossipTraining, mean_over_honest, standings_of
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 from scarcity_ray.workloads.run_folder import RunFolder
-from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
+from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
 from scarcity_ray_client.errors import shown
@@ -185,17 +185,24 @@ def run_job(
     training = Training(metric, initial)
     standings: dict[str, dict[str, Any]] = {}
 
-    note = keeping_rounds(job, folder, federation, training, watch, watcher, goes_on=goes_on)
+    keep = keeping_rounds(job, folder, federation, training, watch, watcher, goes_on=goes_on)
 
     with federation:
-        if config.federation.layer2.enabled:
-            watcher.phase("Training")
-            _fit(job, scene, attack, federation, training, watch, watcher, note, folder, resume=goes_on)
-        else:
+        names = np.zeros(0, np.str_)
+        if not config.federation.layer2.enabled:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
             scene = replace(scene, baskets=places.astype(np.int64))
-            watcher.phase("Training")
+        runs = ComparisonRuns(scene, config.lab, config.federation, federation)
+
+        def note(record: RoundRecord) -> None:
+            keep(record)
+            runs.go_on()
+
+        watcher.phase("Training")
+        if config.federation.layer2.enabled:
+            _fit(job, scene, attack, federation, training, watch, watcher, note, folder, resume=goes_on)
+        else:
             gossip = GossipTraining(scene, attack, federation, config.federation, names.tolist())
             for record in _gossip_rounds(job, gossip, federation, training, watch):
                 note(record)
@@ -211,7 +218,7 @@ def run_job(
         if training.fitted is not None and training.fitted.best_model is not None:
             folder.write_model("best_model.npz", training.fitted.best_model)
         with watch.time("comparison"):
-            made = _compare(job, scene, federation, len(training.records))
+            made = runs.made(len(training.records))
         stats = federation.get_stats()
     for run, compared in made:
         if run.name == "local_only" and not compared.failed:
@@ -409,19 +416,6 @@ def headline_first(metric: str, metrics: Mapping[str, float]) -> dict[str, float
     return {name: metrics[name] for name in sorted(metrics, key=metric.__ne__)}
 
 
-def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple[Comparison, Compared]]:
-    """The runs beside, with as many rounds as the job made."""
-    lab = job.config.lab
-    runs = comparisons(lab) if lab is not None and rounds else []
-    if lab is None or not runs:
-        return []
-    scene = replace(scene, training=replace(scene.training, rounds=rounds))
-    found = federation.map_tasks(
-        compare, runs, ComparisonInputs(Travelling.of(scene, *lab.attacks), job.config.federation)
-    )
-    return list(zip(runs, found, strict=True))
-
-
 def summarise(
     job: Job,
     training: Training,
@@ -462,7 +456,7 @@ def summarise(
         best_metrics={} if best is None else best.metrics,
         epsilon_spent=stats["privacy_consumed_epsilon"],
         delta=config.federation.total_delta,
-        total_epsilon=config.federation.total_epsilon,
+        total_epsilon=stats["ledger"]["epsilon_total"],
         budget_spent_early=training.budget_spent_early,
         stopped=training.stopped,
         rounds=len(records),
@@ -498,6 +492,7 @@ def summarise(
             stats["privacy_lifetime_epsilon"],
             is_lab=config.lab is not None,
             is_served=is_served,
+            renewals=stats["ledger"]["period"],
         ),
         basket_standings=standings or {},
         warnings=tuple(stats["warnings"]),

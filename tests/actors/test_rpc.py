@@ -47,9 +47,8 @@ def test_a_message_is_the_methods_name_and_its_arguments_by_position(peers: Any)
 def test_a_call_with_a_number_is_sent_through_once(peers: Any) -> None:
     peers.roles["basket:0"] = Counter()
     number = IdempotencyKey("ann", 1)
-    call = Call(Counter.add, "x").numbered(number)
     for _ in range(2):
-        assert call.send(peers, basket_actor(0)).result() == 1
+        assert Call(Counter.add, "x").send(peers, basket_actor(0), number).result() == 1
     assert peers.log == [("basket:0", "once", (number, "add", "x"))] * 2
 
 

@@ -15,10 +15,13 @@ import numpy as np
 
 from scarcity_ray.gateway.certificates import Certificates, fingerprint_of
 from scarcity_ray.gateway.enrolments import Enrolments
-from scarcity_ray_client import SigningScope
+from scarcity_ray_client import IdentityKeyPair, SigningScope
 from scarcity_ray_client.accounting.modes import Accounting
+from scarcity_ray_client.receipts import ReceiptBatch
 from scarcity_ray_client.site_home import Kit
+from scarcity_ray_client.updates import content_digest
 from scarcity_ray_client.wire import (
+    ANSWER_SIGNATURE,
     CertificateAnswer,
     CertificateRequest,
     EnrolAnswer,
@@ -37,9 +40,11 @@ from scarcity_ray_client.wire import (
     digest_of,
     is_named,
     read_update_body,
+    sign_answer,
 )
 
 FEDERATION = "federation"
+BASKET = "hospitals_basket_0"
 
 
 class Refused(Exception):
@@ -61,6 +66,8 @@ class FakeGateway:
     def __init__(self, folder: Path, dimension: int = 4) -> None:
         self.certificates = Certificates.make(folder / "keys", ["127.0.0.1"])
         self.folder, self.dimension = folder, dimension
+        self.basket = IdentityKeyPair.generate()
+        self.signer = IdentityKeyPair.generate()
         self.scope = SigningScope(FEDERATION, 0, 77)
         self.updates: dict[int, tuple[UpdateHeader, np.ndarray, bytes]] = {}
         self.evaluations: dict[int, EvaluationRequest] = {}
@@ -114,6 +121,7 @@ class FakeGateway:
             "domain_id": "hospitals",
             "authority": self.certificates.server_authority(),
             "token": token,
+            "answer_key": self.signer.public_bytes.hex(),
         }
         Kit(**{**facts, **changed}).write(path)
         return path
@@ -125,6 +133,7 @@ class FakeGateway:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # head and body are two writes: each answer would wait 40 ms
     protocol_version = "HTTP/1.1"
     gateway: FakeGateway
 
@@ -159,12 +168,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             after = refused.answer.retry_after_seconds
             if after is not None:
                 headers["Retry-After"] = str(int(after))
+        headers[ANSWER_SIGNATURE] = self.signed(body, status, b"" if self.command == "HEAD" else answer)
         self.send_response(status)
         for name, value in {"Content-Length": str(len(answer)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer)
+
+    def signed(self, body: bytes, status: int, answer: bytes) -> str:
+        occasion = digest_of(body)
+        if self.path != "/v1/enrol":
+            occasion = SignedRequest.from_headers(self.headers).occasion(FEDERATION, self.command, self.path)
+        return sign_answer(self.gateway.signer, occasion, status, answer)
 
     def judged(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         gateway, place = self.gateway, urlsplit(self.path)
@@ -245,8 +261,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = have
         assert is_named(body, digest)
         header, row = read_update_body(body, gateway.dimension)
-        from scarcity_ray_client import IdentityKeyPair
-
         if round_id < gateway.round.round_id:
             raise Refused(ErrorCode.ROUND_OVER, "the round is over")
         assert header.round_id == round_id
@@ -257,9 +271,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         known = gateway.updates.get(round_id)
         if known is not None and known[2] != body:
             raise Refused(ErrorCode.SLOT_TAKEN)
+        receipt = self.receipt(round_id, row)
         gateway.updates[round_id] = header, row, body
-        said = UpdateAnswer(header.client_id, round_id, header.sequence, "hospitals_basket_0", "receipt")
+        said = UpdateAnswer(header.client_id, round_id, header.sequence, BASKET, receipt)
         return 200 if known else 201, said.to_json(), {}
+
+    def receipt(self, round_id: int, row: np.ndarray) -> str:
+        scope = FEDERATION, self.gateway.scope.run, BASKET, ""
+        batch = ReceiptBatch(scope, (round_id,), ("ann",), bytes(32), content_digest(row))
+        return batch.signed(self.gateway.basket)[0].to_text()
 
 
 def lost_request(handler, answer) -> None:
@@ -290,16 +310,18 @@ class _Nothing:
         pass
 
 
-def said(answer: ErrorAnswer) -> Callable[..., None]:
+def said(answer: ErrorAnswer, *, is_signed: bool = True) -> Callable[..., None]:
     """It answers that instead."""
 
     def fault(handler, _) -> None:
-        handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         data = answer.to_json()
         handler.send_response(answer.code.status)
         if answer.retry_after_seconds is not None:
             handler.send_header("Retry-After", str(int(answer.retry_after_seconds)))
         handler.send_header("Content-Length", str(len(data)))
+        if is_signed:
+            handler.send_header(ANSWER_SIGNATURE, handler.signed(body, answer.code.status, data))
         handler.end_headers()
         handler.wfile.write(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -22,15 +23,17 @@ from scarcity_ray_client import (
     load_model,
 )
 from scarcity_ray_client.accounting.modes import Accounting
-from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable, Waits
-from scarcity_ray_client.errors import SiteLedgerRefused
+from scarcity_ray_client.connection import MOST_UNSIGNED, GatewayRefused, GatewayUnreachable, Waits
+from scarcity_ray_client.errors import AnswerRefused, SiteLedgerRefused
 from scarcity_ray_client.federation_client import Ending, FederationClient
 from scarcity_ray_client.policy import Policy
+from scarcity_ray_client.receipts import ReceiptBatch, SignedReceipt
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome
-from scarcity_ray_client.site_ledger import Head
-from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, RoundState
-from tests.client.fake_gateway import FakeGateway, lost_answer, lost_request, said
+from scarcity_ray_client.site_ledger import Head, SiteLedger
+from scarcity_ray_client.updates import content_digest
+from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, RoundState, UpdateAnswer
+from tests.client.fake_gateway import BASKET, FEDERATION, FakeGateway, lost_answer, lost_request, said
 
 DAY = 86400.0
 pytestmark = pytest.mark.timeout(30)
@@ -373,6 +376,43 @@ def test_another_model_than_the_named_one_is_never_trained_from(client, gateway)
         client.model(facts)
 
 
+def begins_again(gateway, **changed):
+    """The server is started again while a site trains: the same round and model, and a run of its own."""
+
+    def begun(handler, answer):
+        gateway.scope = replace(gateway.scope, run=78)
+        gateway.publish(0, **changed)
+        answer()
+
+    return begun
+
+
+def test_a_row_is_signed_anew_for_a_server_that_was_started_again(client, gateway, events):
+    goes_on(gateway, 2, **NOISED)
+    gateway.publish(0, **NOISED)
+    client.enrol()
+    gateway.faults = [lambda handler, answer: answer()] * 2 + [begins_again(gateway, **NOISED)]
+    site = a_site(policy=a_policy(unit="person"), noised_alone=True)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0, 1]
+    assert list(gateway.updates) == [0, 1]
+    assert not [event for event in events if event.kind == "refused"]
+    first, second = (
+        Head().extended(header.site_ledger).num_rows for header, _, _ in gateway.updates.values()
+    )
+    assert second == first + 1  # no row was drawn or charged anew
+
+
+def test_a_row_of_another_model_is_not_signed_anew(client, gateway):
+    client.enrol()
+    gateway.publish(0)
+    row = np.full(4, 0.25, np.float32)
+    answer = client.round()  # its model was never fetched: nobody knows what the row was made of
+    begins_again(gateway)(None, lambda: None)
+    assert client.submit(answer, row, 30).code is ErrorCode.REFUSED
+    assert gateway.updates == {}
+
+
 NOISE = SiteNoise(mu=0.3, clip_norm=1.0, min_persons=10, dimension=4)
 NOISED = {"noise": NOISE, "unit": "person", "min_persons": 10, "row_mu": 0.3}
 
@@ -405,11 +445,28 @@ def test_nothing_is_sent_beyond_the_ceiling(client, gateway):
     assert 1 <= len(gateway.updates) < 5
 
 
-def test_a_promise_is_kept_by_the_stated_costs(client, gateway):
+def test_a_promise_is_kept_by_the_stated_costs(client, gateway, home, events):
+    """Under central noise: the site sees what its rows cost, by what the federation says."""
     goes_on(gateway, 50, row_mu=0.5)
     gateway.publish(0, row_mu=0.5)
     assert client.run(a_site(policy=a_policy(4.0))) is Ending.AT_CEILING
-    assert 1 <= len(gateway.updates) < 5
+    sent = len(gateway.updates)
+    assert 1 <= sent < 5
+    assert all(header.site_ledger is None for header, _, _ in gateway.updates.values())
+    told = [event for event in events if event.kind == "ledger"][-1]
+    assert told.text.endswith("of 4 is spent, if the federation noises each release as it says")
+    assert told.facts["epsilon_spent"] == Accounting.ZCDP.epsilon_of(0.5 * np.sqrt(sent), 1e-6)
+    with SiteLedger.existing(home.folder / "ledger.sqlite") as ledger:
+        assert (ledger.epsilon_spent, ledger.is_proof) == (told.facts["epsilon_spent"], False)
+    with pytest.raises(SiteLedgerRefused, match="cannot be opened"):
+        SiteLedger.existing(home.folder / "none.sqlite")
+
+
+def test_a_site_without_a_policy_is_told_that_it_counts_nothing(client, gateway, events):
+    goes_on(gateway, 2, row_mu=0.5)
+    gateway.publish(0, row_mu=0.5)
+    client.run(a_site())
+    assert kinds(events).count("no_policy") == 1
 
 
 def test_where_no_cost_is_stated_it_says_who_keeps_the_ceiling(client, gateway, home, events):
@@ -476,13 +533,14 @@ def test_a_redirect_is_not_followed_and_no_success(client, gateway):
     client.enrol()
 
     def elsewhere(handler, answer):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
         handler.send_response(302)
         handler.send_header("Location", "https://127.0.0.1:1/")
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    gateway.faults = [elsewhere]
-    with pytest.raises(GatewayRefused, match="HTTP status 302"):
+    gateway.faults = [elsewhere] * MOST_UNSIGNED
+    with pytest.raises(GatewayUnreachable, match="has not signed this answer of HTTP status 302"):
         client.evaluate(0, {"accuracy": 1.0}, 1)
 
 
@@ -622,5 +680,138 @@ def test_progress_that_cannot_be_read_is_an_error(client, home):
 def test_a_receipt_is_kept_as_the_gateway_gave_it(client, gateway, home):
     goes_on(gateway, 1)
     client.run(a_site())
-    assert (home.folder / "receipts" / "77-0.receipt").read_text() == "receipt"
+    receipt = SignedReceipt.from_text((home.folder / "receipts" / "77-0.receipt").read_text())
+    assert receipt.refusal() == ""
     assert json.loads((home.folder / "receipts" / "77-0.json").read_bytes())["basket_id"]
+
+
+def unsigned(status, body, count=1):
+    """Whoever ends TLS answers in the gateway's place, so many times."""
+
+    def fault(handler, _):
+        handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return [fault] * count
+
+
+THROUGH = [lambda handler, answer: answer()]
+REFUSALS = [
+    ErrorCode.REFUSED,
+    ErrorCode.ROUND_OVER,
+    ErrorCode.SLOT_TAKEN,
+    ErrorCode.REVOKED,
+    ErrorCode.REPLAYED,
+]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_an_answer_that_the_federation_has_not_signed_is_not_believed(client, gateway, home, code):
+    """A forged refusal costs time alone: the same bytes are sent again, and nothing is trained anew."""
+    goes_on(gateway, 1)
+    client.enrol()
+    gateway.faults = [*THROUGH * 2, *unsigned(code.status, ErrorAnswer(code, "no").to_json(), 3)]
+    site = a_site(policy=a_policy(epsilon=50.0))
+    gateway.ceiling = 50.0
+    gateway.publish(0, row_mu=0.5)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0]
+    assert len({path for path in gateway.asked if path.startswith("PUT")}) == 1
+    assert list(gateway.updates) == [0]
+
+
+def test_a_forged_round_is_not_trained_in(client, gateway, home):
+    """It would cost the site's own budget, or have it send without noise."""
+    goes_on(gateway, 1)
+    client.enrol()
+    forged = replace(gateway.round, round_id=5, row_mu=3.0)
+    gateway.faults = unsigned(200, forged.to_json(), 2)
+    site = a_site()
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0]
+
+
+def forged(**changed):
+    """An acknowledgement of another update than was sent, signed by a basket of its maker's."""
+
+    def fault(handler, answer):
+        basket = handler.gateway.basket
+        told = {
+            "client": "ann",
+            "round": 0,
+            "row": np.full(4, 0.25, np.float32),
+            "run": 77,
+            "in": 0,
+            **changed,
+        }
+        scope = told.get("federation", FEDERATION), told["run"], BASKET, ""
+        row = content_digest(told["row"])
+        receipt = ReceiptBatch(scope, (told["round"],), (told["client"],), bytes(32), row).signed(basket)[0]
+        receipt = replace(receipt, **told.get("receipt", {}))
+        body = UpdateAnswer("ann", told["in"], told.get("sequence", 0), BASKET, receipt.to_text()).to_json()
+        unsigned(201, body)[0](handler, answer)
+
+    return fault
+
+
+FORGERIES = {
+    "row": {"row": np.zeros(4, np.float32)},
+    "client": {"client": "bob"},
+    "round": {"round": 1},
+    "answer": {"in": 1},
+    "sequence": {"sequence": 1},
+    "run": {"run": 78},
+    "federation": {"federation": "another"},
+    "signature": {"receipt": {"signature": bytes(64)}},
+    "salt": {"receipt": {"salt": bytes([1]) * 32}},
+    "closed": {"receipt": {"salt": b"", "digest": b""}},
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_acknowledgement_is_not_believed(gateway, tmp_path, clock, name):
+    """With a kit of an older release, where the receipt alone tells."""
+    kit = gateway.kit(tmp_path / "old.zip", answer_key="")
+    events = []
+    with (
+        SiteHome.made(kit, environ={}) as home,
+        FederationClient(home, waits=clock.waits(), tell=events.append, environ={}) as client,
+    ):
+        client.enrol()
+        goes_on(gateway, 1)
+        gateway.faults = [*THROUGH * 2, *[forged(**FORGERIES[name])] * 3]
+        site = a_site()
+        with pytest.raises(AnswerRefused, match="may have forged it"):
+            client.run(site)
+        (kept,) = (home.folder / "outbox").iterdir()
+        body = kept.read_bytes()
+        assert not (home.folder / "receipts").exists()
+        assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0]
+    assert gateway.updates[0][2] == body
+    assert kinds(events).count("answers_not_signed") == 1
+
+
+def test_an_enrolment_that_another_key_was_put_into_is_noticed(client, gateway):
+    """Whoever ends TLS could enrol a key of its own with the site's token."""
+
+    def another(handler, answer):
+        from scarcity_ray_client import IdentityKeyPair
+        from scarcity_ray_client.wire import EnrolRequest
+
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        asked = EnrolRequest.from_json(body)
+        mine = EnrolRequest.signed(
+            IdentityKeyPair.generate(), asked.token, asked.client_id, asked.csr
+        ).to_json()
+        handler.rfile = io.BytesIO(mine)
+        handler.headers.replace_header("Content-Length", str(len(mine)))
+        answer()
+        handler.close_connection = True
+
+    gateway.faults = [another]
+    with pytest.raises(GatewayRefused, match="the token was used"):
+        client.enrol()

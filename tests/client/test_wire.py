@@ -35,8 +35,10 @@ from scarcity_ray_client.wire import (
     UpdateAnswer,
     UpdateHeader,
     digest_of,
+    is_answer,
     is_named,
     read_update_body,
+    sign_answer,
     update_body,
     update_name,
 )
@@ -242,6 +244,27 @@ def test_a_wrong_clock_is_told_with_how_much():
     assert "7200 s behind" in error.message
     assert error.gateway_seconds == 8200
     assert "ahead of" in signed.clock_error(0).message
+
+
+def test_an_answer_is_to_one_request():
+    asked = SignedRequest.signed(KEY, "federation", "GET", "/v1/me", "ann", 1000)
+    where = "federation", "GET", "/v1/me"
+    told = sign_answer(OTHER, asked.occasion(*where), 200, b"yes")
+    assert is_answer(OTHER.public_bytes, asked.occasion(*where), 200, b"yes", told)
+    occasions = [
+        SignedRequest.signed(KEY, "federation", "GET", "/v1/me", "ann", 1000).occasion(*where),
+        replace(asked, signature=bytes(64)).occasion(*where),
+        asked.occasion("federation", "GET", "/v1/round"),
+        asked.occasion("federation", "PUT", "/v1/me"),
+        asked.occasion("another", "GET", "/v1/me"),
+    ]
+    for occasion in occasions:
+        assert not is_answer(OTHER.public_bytes, occasion, 200, b"yes", told)
+    assert not is_answer(OTHER.public_bytes, asked.occasion(*where), 403, b"yes", told)
+    assert not is_answer(OTHER.public_bytes, asked.occasion(*where), 200, b"no", told)
+    assert not is_answer(KEY.public_bytes, asked.occasion(*where), 200, b"yes", told)
+    for torn in ("", "=", "é", told[:-4]):
+        assert not is_answer(OTHER.public_bytes, asked.occasion(*where), 200, b"yes", torn)
 
 
 def test_an_enrolment_is_for_its_token_key_and_csr():

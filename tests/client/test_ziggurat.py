@@ -8,7 +8,7 @@ import pytest
 from scipy import special, stats
 
 from scarcity_ray_client.noise import ziggurat
-from scarcity_ray_client.noise.source import random_words, word_blocks
+from scarcity_ray_client.noise.source import Keystream, random_words
 from scarcity_ray_client.noise.ziggurat import LAYERS, _tail, normals, table
 
 ALARM = 1e-6
@@ -16,7 +16,7 @@ EDGE = 4.03884984610950452271442340533593
 
 
 def drawn(count):
-    return normals(count, word_blocks(count), random_words)
+    return normals(count, Keystream().blocks(count), random_words)
 
 
 def test_the_table_is_exact():

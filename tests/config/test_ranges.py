@@ -150,7 +150,11 @@ OUT_OF_RANGE = {
         "assumed_dropout_fraction": [-0.01, 0.5, math.nan],
     },
     RetentionConfig: {"releases": [1, 0], "receipt_rounds": [0], "metrics_rounds": [0]},
-    RuntimeConfig: {"baskets_per_actor": [0], "cpus_per_actor": [-0.1, math.inf, math.nan]},
+    RuntimeConfig: {
+        "baskets_per_actor": [0],
+        "cpus_per_actor": [-0.1, math.inf, math.nan],
+        "gpus_per_actor": [-0.1, 1.5, math.nan],
+    },
     HierarchicalFederationConfig: {
         "total_epsilon": [0.0, -1.0, math.nan],
         "total_delta": [0.0, 1.0, math.nan],
@@ -184,7 +188,7 @@ EDGES = {
         "central_dp_epsilon": [math.inf],
         "noise": ["gaussian", "discrete_gaussian"],
     },
-    RuntimeConfig: {"cpus_per_actor": [0.0]},
+    RuntimeConfig: {"cpus_per_actor": [0.0], "gpus_per_actor": [0.0, 0.25, 1.0]},
     HierarchicalFederationConfig: {
         "total_epsilon": [math.inf],
         "gossip_budget_share": [0.0, 0.999],

@@ -94,7 +94,7 @@ ODD: list[Any] = [object(), threading.Lock(), len, int, lambda: None, iter([1]),
 ODD += [KeyRequest(b"", b"", b""), Extension(2**70, ("x",)), Extension("a", None), Head(0, "")]  # type: ignore[arg-type]
 ODD += [Policy("c0", "person", 1.0, 1e-6, "f")]
 ANYTHING = [*PLAIN, *NUMPY, *MANY, *ODD]
-LEFT_OUT = {"close", "terminate", "attach", "restore", "map_tasks"}
+LEFT_OUT = {"close", "terminate", "attach", "restore", "map_tasks", "tasks_beside"}
 METHODS = {
     name: [p for p in list(inspect.signature(found).parameters.values())[1:]]
     for name, found in vars(HierarchicalFederation).items()

@@ -1,4 +1,4 @@
-"""A `fit` on a runtime that serves metrics publishes them after each round, and never fails by it."""
+"""A `fit` on a runtime that serves metrics publishes them after rounds, and never fails by it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scarcity_ray import (
     Layer1Config,
     Layer2Config,
 )
+from scarcity_ray.federation import publishing
 from scarcity_ray.runtime import LocalRuntime
 from scarcity_ray.runtime.samples import Sample
 from tests.federation.test_fitting import Towards
@@ -31,7 +32,11 @@ def config_of(tmp_path: Any) -> HierarchicalFederationConfig:
     )
 
 
-def test_each_round_is_published(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("least_seconds", "rounds"), [(0.0, [1, 2, 3]), (3600.0, [1, 3])])
+def test_rounds_are_published_seldom_and_the_last_in_any_case(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, least_seconds: float, rounds: list[int]
+) -> None:
+    monkeypatch.setattr(publishing, "LEAST_SECONDS", least_seconds)
     published: list[Sequence[Sample]] = []
 
     def publish(self: LocalRuntime, samples: Iterable[Sample]) -> None:
@@ -49,8 +54,8 @@ def test_each_round_is_published(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     assert told == [0, 1, 2]
     values = [{sample.metric.name: sample.value for sample in samples} for samples in published]
     accepted = [found["scarcity_ray_updates_accepted_total"] for found in values]
-    assert accepted == [11, 22, 33]
-    assert [found["scarcity_ray_releases_total"] for found in values] == [1, 2, 3]
+    assert accepted == [11 * number for number in rounds]
+    assert [found["scarcity_ray_releases_total"] for found in values] == rounds
     assert all(found["scarcity_ray_round_seconds"] > 0 for found in values)
     assert {s.labels["phase"] for s in published[-1] if "phase" in s.labels} >= {"training", "aggregation"}
 

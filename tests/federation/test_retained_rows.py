@@ -222,8 +222,9 @@ def test_rows_without_noise_are_never_retained(tmp_path: Path) -> None:
     for name, value, needed in (
         ("receipts", False, "receipts: true"),
         ("storage_path", None, "storage_path"),
+        ("runtime", {"gpus_per_actor": 0.5}, "runtime.gpus_per_actor: 0"),
     ):
-        content = settings(**{**storage, name: value, "ledger_path": str(tmp_path / "l.sqlite")})
+        content = settings(**storage, ledger_path=str(tmp_path / "l.sqlite")) | {name: value}
         with pytest.raises(ConfigError, match=f"retain_rounds: 1 is not accepted; 0 without {needed}"):
             HierarchicalFederation(load(HierarchicalFederationConfig, content), runtime="local")
 

@@ -218,6 +218,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "disband_basket": ("d",),
         "submit_update": ("c0", ROWS[0]),
         "offer_update": ("c0", ROWS[0]),
+        "submit_update_async": ("c0", ROWS[0]),
         "submit_updates": (["c0"], ROWS),
         "get_basket_model": ("d",),
         "get_basket_meta_model": ("d",),
@@ -229,6 +230,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "sign_roster": (IdentityKeyPair.generate(),),
         "publish_metrics": ([],),
         "map_tasks": (len, [()]),
+        "tasks_beside": (len, [()]),
         "fit": (None,),
     }
     silent = {"close", "attach", "restore", "federation_id", "faults", "lost_updates"}

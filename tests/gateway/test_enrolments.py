@@ -216,6 +216,16 @@ def test_another_federation_does_not_take_over_enrolled_sites(sites, issue):
         sites.serve("one")
 
 
+def test_the_answer_key_is_made_once(sites, tmp_path):
+    seed = sites.answer_seed()
+    assert (len(seed), sites.answer_seed()) == (32, seed)
+    for number in range(2):
+        with Enrolments.opened(tmp_path / str(number)) as others:
+            assert others.answer_seed() != seed
+    path = tmp_path / "0" / REGISTER_FILE
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
 def test_a_file_that_is_no_register_is_refused(tmp_path):
     (tmp_path / REGISTER_FILE).write_bytes(b"no database" * 100)
     with pytest.raises(UsageError, match="register"), Enrolments.opened(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 
 import hypothesis.strategies as st
 import numpy as np
@@ -89,7 +90,7 @@ def test_without_noise_a_state_is_pushed_iff_its_drift_reaches_the_threshold(
     detector.update_state("a", pushed)
     drift = np.sqrt(float(((state.astype(float) - pushed) ** 2).sum()))
     allowed = ROUGHNESS * float(np.linalg.norm(pushed.astype(float))) + 1e-30
-    assert detector.drifts(["a"], state[None])[0] == pytest.approx(drift, rel=1e-12, abs=allowed)
+    assert detector.drifts(["a"], state[None])[0] == pytest.approx(drift, rel=1e-6, abs=allowed)
     assert detector.should_push("a", state, sigma=2.0, noise=50.0)
     assert not detector.should_push("a", state, sigma=2.0, noise=-50.0)
     detector.forget("a")
@@ -105,7 +106,7 @@ def test_the_drift_of_clipped_states_never_leaves_twice_the_clip_norm(a: np.ndar
 
 
 @given(
-    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40),
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=600),
     st.sampled_from([0.0, 1e-28, 1e-10, 1.0, 1e15, 3e38]),
 )
 def test_half_the_room_holds_a_vector_to_its_roughness_and_no_more_than_it(
@@ -113,12 +114,12 @@ def test_half_the_room_holds_a_vector_to_its_roughness_and_no_more_than_it(
 ) -> None:
     vector = (np.array(values) * size).astype(np.float32)
     halved = HalfVector.of(vector)
-    assert halved.halves.dtype == np.float16
+    assert halved.words.dtype == np.int16
     kept, exact = halved.whole().astype(float), vector.astype(float)
     norm = float(np.linalg.norm(exact))
     assert np.linalg.norm(kept - exact) <= ROUGHNESS * norm + 1e-31
     assert np.linalg.norm(kept) <= norm * (1 + 2**-28)
-    again = HalfVector.of(halved.whole(), halved.halves.copy())
+    again = HalfVector.of(halved.whole(), deepcopy(halved))
     np.testing.assert_array_equal(again.whole(), halved.whole())
 
 

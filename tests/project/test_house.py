@@ -71,7 +71,7 @@ def test_only_a_typed_call_has_a_role_called_by_a_string():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "handle"
     }
-    assert found == {"runtime/rpc.py", "federation/client.py"}
+    assert found == {"runtime/rpc.py"}
 
 
 @pytest.mark.parametrize("module", ["scarcity_ray.public", "scarcity_ray.actors.basket"])
@@ -129,7 +129,7 @@ def modules():
 
 @pytest.mark.parametrize("module", list(modules()))
 def test_every_module_has_a_docstring_and_its_all_resolves(module):
-    if module == "scarcity_ray.robust.tensors.kernels":
+    if module in ("scarcity_ray.robust.tensors.kernels", "scarcity_ray.robust.tensors.order_statistics"):
         pytest.importorskip("torch")
     found = importlib.import_module(module)
     assert (found.__doc__ or "").strip(), module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -32,6 +33,13 @@ class Probe:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def gpus(self) -> dict[str, float]:
+        """What Ray has given it of a GPU."""
+        import ray
+
+        given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+        return {name: amount for name, amount in given.items() if name == "GPU"}
 
     def flags(self, value: dict[str, Any]) -> list[bool]:
         return [array.flags.writeable for array in value.values()]
@@ -87,6 +95,11 @@ def plus(item: float, offset: NDArray[Any]) -> float:
 
 def flags_of(item: NDArray[Any], shared: NDArray[Any]) -> list[bool]:
     return [item.flags.writeable, shared.flags.writeable]
+
+
+def yields() -> bool:
+    """Whether this thread runs only where a processor has nothing else to do."""
+    return sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_IDLE
 
 
 def fail_with(error: Exception) -> None:

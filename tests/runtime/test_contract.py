@@ -15,7 +15,7 @@ import pytest
 
 from scarcity_ray import errors
 from scarcity_ray.runtime import LocalRuntime, RoleSpec, Runtime
-from scarcity_ray.runtime.rpc import gather, map_tasks
+from scarcity_ray.runtime.rpc import TasksBeside, gather, map_tasks
 
 _spec = importlib.util.spec_from_file_location("runtime_probe", Path(__file__).with_name("probe.py"))
 assert _spec is not None
@@ -285,6 +285,19 @@ def test_map_tasks_keeps_order_and_stores_the_shared_value_once(place: Runtime, 
     shared = np.arange(4.0)
     assert map_tasks(place.compute, probe.plus, [1.0, 2.0, 3.0], shared) == [7.0, 8.0, 9.0]
     assert call(place, role, "total", [1, 2, 3], shared) == [7.0, 8.0, 9.0]
+
+
+def test_tasks_beside_are_begun_while_others_go_on_and_keep_their_order(place: Runtime) -> None:
+    beside = TasksBeside(place.compute, probe.plus, [1.0, 2.0, 3.0], np.arange(4.0))
+    for _ in range(2):
+        beside.go_on()
+    assert beside.results() == [7.0, 8.0, 9.0]
+
+
+def test_a_task_beside_yields_to_others_and_the_next_task_of_its_process_does_not(place: Runtime) -> None:
+    is_apart = sys.platform == "linux" and not isinstance(place, LocalRuntime)
+    assert place.compute.submit_beside(probe.yields).result() == is_apart
+    assert not any(place.compute.submit(probe.yields).result() for _ in range(3))
 
 
 def test_a_task_cannot_change_what_it_is_given(place: Runtime) -> None:

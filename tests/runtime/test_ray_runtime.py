@@ -77,11 +77,18 @@ def test_a_role_that_no_node_can_hold_is_lost_for_good(
 ) -> None:
     monkeypatch.setattr(ray_runtime, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(ray_runtime, "START_TIMEOUT_SECONDS", 0.2)
-    with pytest.raises(ActorLost, match=r"no node offered gold 1") as lost:
-        place.start([RoleSpec("rich", probe.Probe, resources={"gold": 1.0}, spread=True)])
+    with pytest.raises(ActorLost, match=r"no node offered GPU 2, gold 1") as lost:
+        place.start([RoleSpec("rich", probe.Probe, resources={"gold": 1.0}, spread=True, gpus=2.0)])
     assert not lost.value.retryable
     assert "gold" in caplog.text
     assert place.names() == ()
+
+
+def test_a_role_is_given_the_part_of_a_gpu_that_it_asks_for(place) -> None:
+    """This cluster claims to have one, which its machine need not."""
+    place.start([RoleSpec("half", probe.Probe, gpus=0.5)])
+    assert place.peers.handle("half").call("gpus").result() == {"GPU": 0.5}
+    place.kill("half")
 
 
 def test_a_slow_start_is_not_taken_for_a_node_that_is_missing(

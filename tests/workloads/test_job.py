@@ -17,6 +17,9 @@ from scarcity_ray.federation.evaluation import MeanMetrics
 from scarcity_ray.federation.fit_terms import FitResult, RoundRecord, Stopped
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray.runtime import LocalRuntime
+from scarcity_ray.runtime.rpc import TasksBeside
+from scarcity_ray.workloads.comparison import ComparisonRuns
 from scarcity_ray.workloads.config import load_job, load_run
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.report.page import render_report
@@ -240,8 +243,8 @@ class StandIn:
     def __exit__(self, *error):
         self.closed = True
 
-    def map_tasks(self, function, items, shared=None):
-        return [function(item, shared) for item in items]
+    def tasks_beside(self, function, items, shared=None):
+        return TasksBeside(LocalRuntime().compute, function, items, shared)
 
     def fit(self, workload, *, rounds, on_round, on_release, **terms):
         history = []
@@ -319,6 +322,14 @@ def test_a_round_without_a_release_keeps_the_model(tmp_path):
     assert len({record.metrics["accuracy"] for record in outcome.rounds}) == 1
     assert outcome.summary.releases == 1
     assert outcome.summary.best_round == 1
+
+
+def test_a_job_that_ended_early_is_compared_with_runs_as_short(tmp_path):
+    job = load_job(QUICKSTART, (*SMALL, *QUICK, "lab.compare=[clean]", "lab.compare_attacks=[]"))
+    federation = StandIn(job.config.federation, runtime="local", address=None)
+    runs = ComparisonRuns(Scene.of(job, "accuracy"), job.config.lab, job.config.federation, federation)
+    curves = [[len(made.run.curve) for _, made in runs.made(rounds)] for rounds in (3, 2, 0)]
+    assert curves == [[3], [2], []]
 
 
 def test_what_clients_told_is_shown_by_domain_and_said_to_lie_outside_the_claim(tmp_path):

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from scarcity_ray_client.errors import UsageError
-from scarcity_ray_client.noise.ziggurat import Float64, Words, normals
+from scarcity_ray_client.noise.ziggurat import DrawBlock, Float64, Words, draw_block, normals
 
 Shape = int | Sequence[int]
 
@@ -55,13 +55,21 @@ class NoiseSource(Protocol):
 
 
 class SystemNoise:
-    """Noise for privacy, from the operating system's entropy; holds no state."""
+    """Noise for privacy, from the operating system's entropy; it holds no state but how to compute.
+
+    Args:
+        draw: `ziggurat.draw_block` or a faster function of a module that does the same.
+    """
+
+    def __init__(self, draw: DrawBlock = draw_block) -> None:
+        self._draw = draw
 
     def standard_normal(self, shape: Shape, stream: str = "") -> Float64:
         """Draw fresh standard normal noise; `stream` is ignored."""
         dimensions = _dimensions(shape)
         count = math.prod(dimensions)
-        return normals(count, word_blocks(count), random_words).reshape(dimensions)
+        keystream = Keystream()
+        return normals(count, keystream.blocks(count), keystream.words, self._draw).reshape(dimensions)
 
     def uniform_words(self, stream: str = "") -> Words:
         """The keystream, under a fresh key for each call; `stream` is ignored."""
@@ -93,25 +101,32 @@ class SeededNoise:
         return np.random.Philox(key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
 
 
+class Keystream:
+    """Uniform 64-bit words for one drawing: AES-256 in counter mode under a fresh key from `os.urandom`."""
+
+    def __init__(self) -> None:
+        self._cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """The next words, shape (count,)."""
+        room = np.empty(8 * count + _OVER, np.uint8)
+        for start in range(0, 8 * count, len(_ZEROS)):
+            stop = min(start + len(_ZEROS), 8 * count)
+            self._cipher.update_into(_ZEROS[: stop - start], room[start : stop + _OVER].data)
+        return room[: 8 * count].view("<u8").astype(np.uint64, copy=False)
+
+    def blocks(self, count: int) -> Iterator[NDArray[np.uint64]]:
+        """The next `count` words in pieces that stay in the processor's cache; the next overwrites each."""
+        room = np.empty(8 * min(count, _BLOCK) + _OVER, np.uint8)
+        for start in range(0, count, _BLOCK):
+            length = min(_BLOCK, count - start)
+            self._cipher.update_into(_ZEROS[: 8 * length], room.data)
+            yield room[: 8 * length].view("<u8").astype(np.uint64, copy=False)
+
+
 def random_words(count: int) -> NDArray[np.uint64]:
-    """Uniform 64-bit words, shape (count,): the AES-256-CTR keystream under a fresh key from `os.urandom`."""
-    words = np.empty(count, dtype=np.uint64)
-    start = 0
-    for block in word_blocks(count):
-        words[start : start + block.size] = block
-        start += block.size
-    return words
-
-
-def word_blocks(count: int) -> Iterator[NDArray[np.uint64]]:
-    """As `random_words`, in pieces that stay in the processor's cache; each is overwritten by the next."""
-    keystream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
-    size = min(count, _BLOCK)
-    zeros, room = memoryview(bytes(8 * size)), bytearray(8 * size + _OVER)
-    for start in range(0, count, _BLOCK):
-        length = min(size, count - start)
-        keystream.update_into(zeros[: 8 * length], room)
-        yield np.frombuffer(room, "<u8", length).astype(np.uint64, copy=False)
+    """Uniform 64-bit words, shape (count,), under a key of their own."""
+    return Keystream().words(count)
 
 
 def rounded_gaussian(
@@ -157,6 +172,7 @@ _BLOCK = 1 << 13
 """Words that are worked on at a time."""
 _OVER = 15
 """Bytes beyond its output that the cipher asks room for."""
+_ZEROS = memoryview(bytes(8 * _BLOCK))
 
 
 def _dimensions(shape: Shape) -> tuple[int, ...]:

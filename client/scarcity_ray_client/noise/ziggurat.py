@@ -71,35 +71,42 @@ def table() -> Table:
         return Table(*(np.array([float(value) for value in column]) for column in columns))
 
 
-def normals(count: int, blocks: Iterable[NDArray[np.uint64]], more: Words) -> Float64:
+def draw_block(words: NDArray[np.int64], scale: Float64, inner: Float64, out: Float64) -> NDArray[np.int64]:
+    """The first pass over a block: each word times its layer's `scale`, in `out`.
+
+    Returns:
+        The places of values that are not below their layer's `inner`.
+    """
+    layer = np.bitwise_and(words, LAYERS - 1)
+    np.copyto(out, words)
+    entries = np.take(scale, layer, mode="clip")
+    out *= entries
+    np.take(inner, layer, out=entries, mode="clip")
+    return np.flatnonzero(np.greater_equal(np.abs(out), entries))
+
+
+DrawBlock = Callable[[NDArray[np.int64], Float64, Float64, Float64], NDArray[np.int64]]
+
+
+def normals(
+    count: int, blocks: Iterable[NDArray[np.uint64]], more: Words, draw: DrawBlock = draw_block
+) -> Float64:
     """Standard normal values, float64 (count,).
 
     Args:
         blocks: Uniform words, `count` in all; a block may be overwritten once the next one is taken.
         more: Where further words come from, for about one value in 230.
+        draw: `draw_block` or what does the same.
     """
     layers = table()
     scale = layers.width * 2.0**-63
     values = np.empty(count)
     beyond, theirs, start = [], [], 0
-    # Arrays of one block are used again for the next: allocating them costs more than the arithmetic.
-    layer = np.empty(0, np.int64)
     for block in blocks:
         words = block.view(np.int64)
-        if words.size != layer.size:
-            layer, is_beyond = np.empty(words.size, np.int64), np.empty(words.size, bool)
-            reals, magnitude = np.empty((2, words.size))
-        part = values[start : start + words.size]
-        np.bitwise_and(words, LAYERS - 1, out=layer)
-        np.copyto(part, words)
-        np.take(scale, layer, out=reals, mode="clip")
-        part *= reals
-        np.take(layers.inner, layer, out=reals, mode="clip")
-        np.abs(part, out=magnitude)
-        places = np.flatnonzero(np.greater_equal(magnitude, reals, out=is_beyond))
-        theirs.append(layer[places])
-        places += start
-        beyond.append(places)
+        places = draw(words, scale, layers.inner, values[start : start + words.size])
+        theirs.append(words[places] & (LAYERS - 1))
+        beyond.append(places + start)
         start += words.size
     if beyond:
         _settle(values, np.concatenate(beyond), np.concatenate(theirs), more)

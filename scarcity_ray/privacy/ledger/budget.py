@@ -564,8 +564,7 @@ class DurableBudget:
     def _settle(self) -> None:
         if self._taken_over:
             raise LedgerTakenOver(self._taken_over)
-        interrupted = self._ledger.settle()
-        if interrupted is not None:
+        if self._ledger.doubt is not None and (interrupted := self._ledger.settle()) is not None:
             self._note(interrupted)
 
     def _note(self, row: Row) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, UsageError
@@ -105,8 +106,9 @@ def seal(previous: str, record: str, payload: bytes) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=16)
 def parse(record: str, payload: bytes, hash_: bytes) -> Row:
-    """Read a row back.
+    """Read a row back; the newest ones are remembered, since each look at a ledger reads its last row.
 
     Raises:
         ValueError: If it is not one, or does not state what its kind must; names the field.

@@ -77,7 +77,7 @@ class Ledger:
         self._store = store
         self.path = store.path
         self.epoch = 0
-        self._doubt: Row | None = None
+        self.doubt: Row | None = None
         first, last = store.page(0, 1), store.last()
         if not first or last is None or not isinstance(first[0].event, Genesis):
             raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; {NO_OLDER_COPY}")
@@ -247,7 +247,7 @@ class Ledger:
         Raises:
             LedgerError: If the ledger cannot be used now, or another writer has taken over.
         """
-        doubt = self._doubt
+        doubt = self.doubt
         if doubt is None:
             return None
         with self._store.writing():
@@ -257,7 +257,7 @@ class Ledger:
                 self._store.confirm()
             elif last.hash != self._head:
                 raise self._moved_on(last)
-        self._doubt = None
+        self.doubt = None
         if not recorded:
             return None
         self._head, self._head_seq = doubt.hash, doubt.seq
@@ -270,7 +270,7 @@ class Ledger:
             LedgerError: As `append`.
         """
         last = self._store.glance()
-        doubt = None if self._doubt is None else self._doubt.hash
+        doubt = None if self.doubt is None else self.doubt.hash
         if last is not None and last.hash not in (self._head, doubt):
             raise self._moved_on(last)
 
@@ -418,9 +418,9 @@ class Ledger:
 
     def _chain(self, last: Row, event: Event, charge_id: str | None, now: float) -> Row:
         row = sealed(last.hash, last.seq + 1, event, charge_id, self.epoch, now)
-        self._doubt = row
+        self.doubt = row
         self._store.commit(row)
-        self._head, self._head_seq, self._doubt = row.hash, row.seq, None
+        self._head, self._head_seq, self.doubt = row.hash, row.seq, None
         return row
 
 

@@ -6,7 +6,6 @@ from scarcity_ray_client.noise.source import (
     SystemNoise,
     random_words,
     rounded_gaussian,
-    word_blocks,
 )
 
-__all__ = ["NoiseSource", "SeededNoise", "SystemNoise", "random_words", "rounded_gaussian", "word_blocks"]
+__all__ = ["NoiseSource", "SeededNoise", "SystemNoise", "random_words", "rounded_gaussian"]

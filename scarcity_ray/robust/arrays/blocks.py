@@ -82,6 +82,11 @@ def take_block(rows: Rows, columns: slice) -> Rows:
     return [row[columns] for row in rows]
 
 
+def joined(parts: Sequence[Vector]) -> Vector:
+    """The blocks' parts of a result, one after another; of tensors there is one, which it is."""
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0]
+
+
 def num_columns(rows: Rows) -> int:
     """The length d of the rows."""
     return len(rows.rows[0] if isinstance(rows, ScaledRows) else rows[0])

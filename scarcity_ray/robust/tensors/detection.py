@@ -6,12 +6,15 @@ Guarantees:
 
 from __future__ import annotations
 
+import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray.robust.arrays.blocks import Rows
 
 if TYPE_CHECKING:
     from scarcity_ray.robust.tensors.kernels import TensorRows
@@ -31,16 +34,46 @@ def tensor_rows(updates: object) -> TensorRows | None:
     Raises:
         UsageError: For a wrong shape, type or device, or without torch.
     """
-    first = updates[0] if isinstance(updates, list | tuple) and updates else updates
-    if not _is_tensor(first):
+    several = updates if isinstance(updates, list | tuple) else [updates]
+    if not any(map(_is_tensor, several)):
         return None
+    rows: TensorRows = _kernels("rows on a device").TensorRows.given(updates)
+    return rows
+
+
+def copied_to(rows: Rows, device: str) -> TensorRows:
+    """NumPy's float32 rows copied to a device.
+
+    Raises:
+        UsageError: Without torch.
+    """
+    copied: TensorRows = _kernels("rows on a device").TensorRows.copied(rows, device)
+    return copied
+
+
+def own_gpu() -> str:
+    """The GPU of this process, as torch names it: of those that Ray lets a role see, the first.
+
+    Raises:
+        UsageError: Without torch, or if that finds no GPU.
+    """
+    torch = _kernels("rows on a GPU").torch
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "runtime.gpus_per_actor asks for a GPU, and PyTorch finds none in this process (torch "
+            f"{torch.__version__}): install a PyTorch with CUDA and the driver of the card, or set it to 0"
+        )
+    return "cuda"
+
+
+def _kernels(what: str) -> ModuleType:
+    """The module `kernels`, which imports torch."""
     try:
-        from scarcity_ray.robust.tensors.kernels import TensorRows
+        return importlib.import_module("scarcity_ray.robust.tensors.kernels")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"rows on a device need {error.name}; install it with: pip install 'scarcity-ray[torch]'"
+            f"{what} need {error.name}; install it with: pip install 'scarcity-ray[torch]'"
         ) from None
-    return TensorRows.given(updates)
 
 
 def _is_tensor(value: object) -> bool:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import Matrix
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, column_blocks
 from scarcity_ray.robust.arrays.mixed_rows import Means, Mixture
 from scarcity_ray.robust.measures.approximate_distances import (
     FLOAT64_ROUNDING,
@@ -43,12 +43,13 @@ from scarcity_ray.robust.measures.approximate_distances import (
     rows_block,
 )
 from scarcity_ray.robust.measures.distances import gram_block, pair_block
-from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.measures.rows import squares_block, squares_from_block
+from scarcity_ray.robust.outliers import LOOK_COLUMNS, BlockReport, report_block
 from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.robust.rules.mean import RowRule
 from scarcity_ray.robust.tensors.detection import REMEDY
+from scarcity_ray.robust.tensors.order_statistics import window_ends, window_mean
 
 CHUNK = 256
 """Columns that one float32 sum runs over: fewer leave less in doubt, and write more sums."""
@@ -65,7 +66,7 @@ CHUNK_FLOAT64 = 1024
 TILE_ENTRIES = {"cpu": 2**20}
 """Entries of a tile, by the type of device."""
 ELSEWHERE = 2**24
-"""The same on any other device; a tile takes about 16 bytes an entry (sorting makes int64 indices)."""
+"""The same on any other device; a tile takes about 20 bytes an entry (sorting makes int64 indices)."""
 
 NUMPYS_DEVICES: tuple[str, ...] = ("cpu",)
 """Types of device whose tensors NumPy reads in place and aggregates faster; tests of this module set none."""
@@ -73,18 +74,31 @@ NUMPYS_DEVICES: tuple[str, ...] = ("cpu",)
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
 """Types in which a result is given; of rows of another type it is float32."""
 
+NUMPYS_FLOATS = (torch.float16, torch.float32, torch.float64)
+"""Floating point types that NumPy has."""
+
 
 class TensorRows:
     """n rows of one length and type on one device, never written to.
 
     Args:
         rows: (n, d) tensor, or n tensors of length d.
+        factors: (n,) float64 on the device, by which the rows are multiplied where they are read, in float64,
+            and rounded to float32; None: they are as they are.
+        result_type: None: the rows' type if that is in `KEPT`, else float32.
     """
 
-    def __init__(self, rows: Tensor | list[Tensor]) -> None:
+    def __init__(
+        self,
+        rows: Tensor | list[Tensor],
+        factors: Tensor | None = None,
+        result_type: torch.dtype | None = None,
+    ) -> None:
         self.rows = rows
+        self.factors = factors
         self.num_columns = len(rows[0]) if len(rows) else 0
         self.dtype: torch.dtype = rows[0].dtype if len(rows) else torch.float32
+        self.result_type = result_type or (self.dtype if self.dtype in KEPT else torch.float32)
         self.device: torch.device = rows[0].device if len(rows) else torch.device("cpu")
 
     @classmethod
@@ -116,6 +130,20 @@ class TensorRows:
                     )
         return cls(rows)
 
+    @classmethod
+    def copied(cls, rows: Rows, device: str) -> TensorRows:
+        """NumPy's float32 rows as one tensor on a device; they pass through memory of one row."""
+        on_device = torch.device(device)
+        matrix = torch.empty(
+            (len(rows), len(rows[0]) if len(rows) else 0), dtype=torch.float32, device=on_device
+        )
+        pinned = on_device.type == "cuda"
+        passing = torch.empty(matrix.shape[1], dtype=torch.float32, device="cpu", pin_memory=pinned)
+        for row, out in zip(rows, matrix, strict=True):
+            np.copyto(passing.numpy(), row)
+            out.copy_(passing)
+        return cls(matrix)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -125,12 +153,43 @@ class TensorRows:
         return self.device.type in NUMPYS_DEVICES
 
     def as_numpys(self) -> list[NDArray[Any]]:
-        """The rows as NumPy reads them, in place, but for bfloat16, which it has not: those as float32."""
-        return [(row.float() if row.dtype == torch.bfloat16 else row).numpy() for row in self.rows]
+        """The rows as NumPy reads them, in place; those of a type that it has not, as float32."""
+        is_numpys = not self.dtype.is_floating_point or self.dtype in NUMPYS_FLOATS
+        return [(row if is_numpys else row.float()).numpy() for row in self.rows]
 
     def like_rows(self, vector: NDArray[np.float32]) -> Tensor:
         """A result of NumPy's as these rows give one."""
-        return torch.from_numpy(vector).to(self.dtype if self.dtype in KEPT else torch.float32)
+        return torch.from_numpy(vector).to(self.result_type)
+
+    def norms(self) -> NDArray[np.float64]:
+        """See `measures.rows.row_norms`."""
+        with torch.no_grad():
+            return np.sqrt(_squares(self))
+
+    def from_numpys(self, vector: NDArray[np.float32]) -> Tensor:
+        """A float32 vector on the rows' device."""
+        return torch.from_numpy(vector).to(self.device)
+
+    def to_numpys(self, vector: Tensor) -> NDArray[np.float32]:
+        """A float32 vector from there."""
+        array: NDArray[np.float32] = vector.cpu().numpy()
+        return array
+
+    def scaled(self, factors: NDArray[np.float64] | None) -> TensorRows:
+        """These rows times (n,) factors, formed where they are read; a result of theirs is float32."""
+        known = None if factors is None else torch.from_numpy(factors).to(self.device)
+        return TensorRows(self.rows, known, torch.float32)
+
+    def scaled_blocks(self, factors: NDArray[np.float64] | None, seconds: float) -> MapBlocks:
+        """The driver of `scaled`, whatever time it would take elsewhere."""
+        return self.scaled(factors).map_blocks
+
+    def clipped(self, vector: Tensor, clip_norm: float) -> Tensor:
+        """`measures.rows.clip_vector` of a finite (d,) tensor, where it lies: float32."""
+        alone = TensorRows([vector])
+        norm = float(alone.norms()[0])
+        scaled = alone.scaled(np.array([clip_norm / norm if norm > clip_norm else 1.0]))
+        return scaled.result((columns, scaled.tile(columns)[0]) for columns in scaled.columns())
 
     def map_blocks(self, kernel: Callable[..., Any], /, *args: Any) -> Iterable[Any]:
         """The kernel's twin on all columns, as one block.
@@ -148,8 +207,10 @@ class TensorRows:
         """The rows whose entries are all finite as float32, and their indices; these rows if all are."""
         finite = torch.ones(len(self), dtype=torch.bool, device=self.device)
         with torch.no_grad():
-            for tile in self.tiles():
-                finite &= torch.isfinite(tile).all(dim=1)
+            for columns in self.columns():
+                tile = self.raw_tile(columns)
+                # Both are NaN where an entry is; `isfinite` of the tile would write four tensors of its size.
+                finite &= torch.isfinite(tile.amax(dim=1)) & torch.isfinite(tile.amin(dim=1))
         kept = torch.nonzero(finite).flatten().tolist()
         if len(kept) == len(self):
             return self, kept
@@ -166,17 +227,20 @@ class TensorRows:
         return self.raw_tile(columns, indices).to(torch.float32)
 
     def raw_tile(self, columns: slice, indices: Sequence[int] | None = None) -> Tensor:
-        """What `tile` gives, in the rows' own type if that is in `KEPT`."""
+        """What `tile` gives, in the rows' own type if that is in `KEPT` and they are not scaled."""
         if indices is not None and len(indices) == len(self):
             indices = None
+        taken = None if indices is None else torch.tensor(list(indices), device=self.device)
         if isinstance(self.rows, list):
             some = self.rows if indices is None else [self.rows[index] for index in indices]
             tile = torch.stack([row[columns] for row in some])
         else:
-            tile = self.rows[:, columns]
-            if indices is not None:
-                tile = tile[torch.tensor(list(indices), device=self.device)]
-        return tile if tile.dtype in KEPT else tile.to(torch.float32)
+            tile = self.rows[:, columns] if taken is None else self.rows[:, columns][taken]
+        tile = tile if tile.dtype in KEPT else tile.to(torch.float32)
+        if self.factors is None:
+            return tile
+        factors = self.factors if taken is None else self.factors[taken]
+        return (tile * factors[:, None]).to(torch.float32)
 
     def tiles(self) -> Iterator[Tensor]:
         """All tiles, in order."""
@@ -185,15 +249,14 @@ class TensorRows:
     def columns(self) -> list[slice]:
         """The columns of each tile."""
         entries = TILE_ENTRIES.get(self.device.type, ELSEWHERE)
-        width = max(entries // max(len(self), 1) // CHUNK_FLOAT64, 1) * CHUNK_FLOAT64
+        width = max(entries // (len(self) + 1) // CHUNK_FLOAT64, 1) * CHUNK_FLOAT64  # 1 more for the origin
         return [
             slice(start, min(start + width, self.num_columns)) for start in range(0, self.num_columns, width)
         ]
 
     def result(self, values: Iterable[tuple[slice, Tensor]]) -> Tensor:
-        """The result from its float64 values in each tile: rounded to float32, then to the rows' type."""
-        dtype = self.dtype if self.dtype in KEPT else torch.float32
-        vector = torch.empty(self.num_columns, dtype=dtype, device=self.device)
+        """The result from its float64 values in each tile: rounded to float32, then to its type."""
+        vector = torch.empty(self.num_columns, dtype=self.result_type, device=self.device)
         for columns, value in values:
             vector[columns] = value.to(torch.float32)
         return vector
@@ -204,10 +267,8 @@ def _as_tensor(value: Any, what: str) -> Tensor:
         tensor = value.detach()
     elif isinstance(value, np.ndarray):
         raise UsageError(f"{what} is a NumPy array among tensors: give rows of one kind")
-    elif hasattr(value, "__dlpack__"):
-        tensor = torch.from_dlpack(value)
-    elif hasattr(value, "__cuda_array_interface__"):
-        tensor = torch.as_tensor(value)
+    elif hasattr(value, "__dlpack__") or hasattr(value, "__cuda_array_interface__"):
+        tensor = _read_in_place(value, what)
     else:
         raise UsageError(f"{what} is no tensor, but {type(value).__name__}: give rows of one kind")
     if tensor.layout != torch.strided or tensor.device.type == "meta":
@@ -216,7 +277,19 @@ def _as_tensor(value: Any, what: str) -> Tensor:
         raise UsageError(f"{what} must hold real numbers, got {tensor.dtype}")
     if tensor.device.type == "mps":
         raise UsageError(f"{what} lies on mps, which has no float64: {REMEDY}")
-    return tensor
+    return tensor.resolve_neg()
+
+
+def _read_in_place(value: Any, what: str) -> Tensor:
+    try:
+        if hasattr(value, "__dlpack__"):
+            return torch.from_dlpack(value)
+        torch.cuda.synchronize()  # torch does not wait for the stream that writes it (CUDA's array interface)
+        return torch.as_tensor(value)
+    except (AssertionError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{what} is a {type(value).__name__}, which this PyTorch cannot read in place ({error}): {REMEDY}"
+        ) from error
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float64]:
@@ -329,8 +402,8 @@ def _unequal(rows: TensorRows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 
 def _squares(rows: TensorRows) -> NDArray[np.float64]:
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for tile in rows.tiles():
-        total += tile.double().square_().sum(dim=1)
+    for columns in rows.columns():
+        total += torch.linalg.vector_norm(rows.raw_tile(columns), dim=1, dtype=torch.float64).square()
     return _numpy(total)
 
 
@@ -388,22 +461,35 @@ def _weighted_sum(rows: TensorRows, selection: Selection) -> Tensor:
     return rows.result(values())
 
 
-def window_mean(tile: Tensor, window: Window) -> Tensor:
-    """The mean of a window of each sorted column of (m, b), summed in float64; (b,) float64.
-
-    Around the median it is the ranks from s on, where s counts the ranks i with x_i + x_(i + count) < 2 m: as
-    the columns ascend, those come first (`measures.order_statistics.closest_to_median`).
-    """
-    ascending = torch.sort(tile, dim=0).values
-    num_rows, count = len(ascending), window.stop - window.start
-    if not window.around_median:
-        return ascending[window.start : window.stop].sum(dim=0, dtype=torch.float64) / count
-    twice_median = ascending[(num_rows - 1) // 2].double() + ascending[num_rows // 2]
-    closer = ascending[: num_rows - count].double() + ascending[count:] < twice_median
-    start = closer.sum(dim=0)
-    ranks = torch.arange(num_rows, device=tile.device)[:, None]
-    outside = (ranks < start) | (ranks >= start + count)
-    return ascending.masked_fill_(outside, 0.0).sum(dim=0, dtype=torch.float64) / count
+def _report(
+    rows: TensorRows,
+    rule: Rule,
+    selection: Selection,
+    num_byzantine: int,
+    mixture: Mixture | None,
+    differences: bool,
+) -> BlockReport:
+    """Squares are float64's; the coordinates looked at are those of `outliers.report_block`."""
+    vector = _combine(rows, rule, selection, num_byzantine, mixture)
+    squares = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    square = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for columns in rows.columns():
+        points, part = rows.tile(columns).double(), vector[columns].double()
+        own = part.square().sum()
+        square += own
+        squares += points.sub_(part).square_().sum(dim=1) if differences else own - 2.0 * (points @ part)
+    outside, looked = None, 0
+    if isinstance(rule, CoordinatewiseRule) and mixture is None:
+        window = rule.window(len(selection.rows), num_byzantine)
+        counts = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        for block in column_blocks(rows.num_columns):
+            columns = slice(block.start, min(block.start + LOOK_COLUMNS, block.stop))
+            least, largest = window_ends(rows.raw_tile(columns, selection.rows), window)
+            tile = rows.raw_tile(columns)
+            counts += ((tile < least) | (tile > largest)).sum(dim=1)
+            looked += columns.stop - columns.start
+        outside = counts.cpu().numpy()
+    return BlockReport(vector, float(square), _numpy(squares), outside, looked)
 
 
 TWINS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -415,5 +501,6 @@ TWINS: dict[Callable[..., Any], Callable[..., Any]] = {
     squares_block: _squares,
     squares_from_block: _squares_from,
     combine_block: _combine,
+    report_block: _report,
 }
 """NumPy's kernel of one block to the one of all columns here."""

@@ -11,6 +11,7 @@ from scarcity_ray.robust import (
     row_norm,
     row_norms,
 )
+from scarcity_ray.robust.measures.rows import norms_from
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
@@ -54,3 +55,16 @@ def test_rows_within_the_clip_norm_are_returned_bit_by_bit_and_all_rows_as_clip_
     assert clipped[1].tobytes() == rows[1].tobytes()
     for row, result in zip(rows, clipped, strict=True):
         assert result.tobytes() == clip_vector(row, 2.0).tobytes()
+
+
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8),
+    st.sampled_from([1e-30, 1e-3, 1.0, 1e30, np.inf]),
+    st.sampled_from([1e-30, 1e-3, 0.5, 1.0, 3e38]),
+)
+def test_norms_from_a_bound_are_exact_and_others_lie_below_it(values, size, least):
+    with np.errstate(invalid="ignore"):
+        row = (np.array(values) * size).astype(np.float32)
+    norm, found = row_norm(row), norms_from([row], least)[0]
+    np.testing.assert_equal(found, norm if not norm < least else found)
+    assert not norm < least or found < least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.robust import AggregationRule, Bucketing, StaticClipping, aggregate
 from scarcity_ray.robust.measures.approximate_distances import measure_approximately
+from scarcity_ray.robust.outliers import combine_and_report
 from scarcity_ray.robust.rules import RULES
+from scarcity_ray.robust.rules.base import Selection
 from scarcity_ray.robust.tensors.detection import tensor_rows
 
 torch = pytest.importorskip(
@@ -132,6 +135,18 @@ def test_a_tensor_on_the_cpu_gives_numpys_bytes_and_a_tensor(monkeypatch, dtype)
         assert result.report is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_any_entry_that_is_not_finite_is_found_wherever_it_is(dtype):
+    for value in (np.nan, np.inf, -np.inf):
+        for place in (0, 1023, 1024, 1999, 2048):
+            rows = torch.randn((4, 2049), generator=torch.Generator().manual_seed(place)).to(dtype)
+            rows[0] = torch.finfo(dtype).max if dtype != torch.float64 else 3e38
+            rows[1, place] = value
+            tensors = kernels.TensorRows(rows)
+            assert tensors.finite()[1] == [0, 2, 3]
+            assert np.isfinite(tensors.norms()).tolist() == [True, False, True, True]
+
+
 def test_rows_that_are_not_finite_are_masked_and_counted():
     rows = torch.from_numpy(hostile_rows(np.random.default_rng(7)))
     rows[2, 2299], rows[9, 3] = float("nan"), float("-inf")
@@ -193,6 +208,38 @@ def test_products_that_are_not_float32_are_found_and_formed_in_float64(monkeypat
     assert aggregate(rows, method="multi_krum", num_byzantine=3).selected == right.selected
 
 
+@pytest.mark.parametrize("pre", [(), ("nnm",), (StaticClipping(40.0),)])
+@pytest.mark.parametrize("method", sorted(RULES))
+def test_a_report_is_numpys_and_changes_no_bit_of_the_result(method, pre):
+    rows = hostile_rows(np.random.default_rng(11), n=26, d=17_500)  # three blocks, the last of them short
+    numpys = aggregate(rows, method=method, num_byzantine=2, pre=pre, report=True)
+    result = aggregate(torch.from_numpy(rows), method=method, num_byzantine=2, pre=pre, report=True)
+    plain = aggregate(torch.from_numpy(rows), method=method, num_byzantine=2, pre=pre)
+    assert torch.equal(result.vector, plain.vector)
+    np.testing.assert_allclose(result.report.distances, numpys.report.distances, rtol=2e-3, atol=1e-30)
+    assert (result.report.outside is None) == (numpys.report.outside is None)
+    if numpys.report.outside is not None:
+        np.testing.assert_array_equal(result.report.outside, numpys.report.outside)
+    masked = torch.from_numpy(rows)
+    masked[4, 9] = float("nan")
+    told = aggregate(masked, method=method, num_byzantine=2, pre=pre, report=True).report
+    assert told.distances[4] == told.z[4] == np.inf
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_distances_in_a_report_are_those_to_the_result_in_float64(seed):
+    rng = np.random.default_rng(seed)
+    rows = hostile_rows(rng)
+    tensors = kernels.TensorRows(torch.from_numpy(rows))
+    norms = tensors.norms()
+    np.testing.assert_allclose(norms, np.linalg.norm(rows.astype(np.float64), axis=1), rtol=1e-12)
+    rule, everybody = RULES["trimmed_mean"], Selection(tuple(range(len(rows))))
+    for known in (norms, None):
+        vector, report = combine_and_report(tensors.map_blocks, known, rule, everybody, 3, None)
+        exact = np.linalg.norm(rows.astype(np.float64) - vector.numpy().astype(np.float64), axis=1)
+        np.testing.assert_allclose(report.distances, exact, rtol=1e-6 if known is None else 2**-6)
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_approximate_distances_are_within_the_bound_that_comes_with_them(seed):
     rng = np.random.default_rng(seed)
@@ -224,16 +271,55 @@ def test_no_tensor_that_is_made_has_more_entries_than_a_tile_but_for_the_result(
                     made.append(part.untyped_storage().nbytes() // part.element_size())
             return out
 
-    n, d = 12, 20_000
+    n, d, tile = 12, 20_000, kernels.TILE_ENTRIES["cpu"]
     rows = torch.from_numpy(np.random.default_rng(0).standard_normal((n, d)).astype(np.float32))
-    width = kernels.TensorRows(rows).columns()[0].stop
     for dtype in (torch.float32, torch.bfloat16):
-        for method in ("mean", "meamed", "multi_krum", "bulyan"):
-            for pre in ((), ("nnm",)):
-                given_rows = rows.to(dtype)
-                with Sizes():
-                    aggregate(given_rows, method=method, num_byzantine=2, pre=pre)
-    assert max(size for size in made if size != d) <= n * width < n * d // 10
+        told = dtype == torch.float32
+        for method, pre in (
+            ("mean", ("nnm",)),
+            ("meamed", ("arc",)),
+            ("multi_krum", ()),
+            ("bulyan", ()),
+            ("median", ()),
+        ):
+            given_rows = rows.to(dtype)
+            with Sizes():
+                aggregate(given_rows, method=method, num_byzantine=2, pre=pre, report=told)
+    assert max(size for size in made if size != d) <= tile < n * d // 10
+
+
+@pytest.mark.parametrize("numpys", [("cpu",), ()], ids=["by NumPy", "by torch"])
+def test_views_negatives_and_small_floats_are_read_as_what_they_hold(monkeypatch, numpys):
+    monkeypatch.setattr(kernels, "NUMPYS_DEVICES", numpys)
+    rows = torch.from_numpy(hostile_rows(np.random.default_rng(8), n=9, d=40)).clamp(-100, 100)
+    strided = torch.stack([rows, rows + 1], dim=2)[:, ::2, 0].flip(0)
+    negative = torch.complex(rows, rows).conj().imag
+    assert negative.is_neg()
+    small = rows.to(torch.float8_e4m3fn)
+    whole = (100 * rows.clamp(-1, 1)).to(torch.int32)
+    for given_rows in (strided, negative, small, whole, [*small], rows[:, 3::7], rows[:1].expand(9, 40)):
+        plain = np.array([np.array(row.float().tolist(), np.float32) for row in given_rows])
+        expected = aggregate(plain, method="trimmed_mean", num_byzantine=2).vector
+        result = aggregate(given_rows, method="trimmed_mean", num_byzantine=2).vector
+        assert result.dtype == torch.float32
+        assert near(result.numpy(), expected, plain)
+
+
+def test_ties_and_rows_that_no_float32_tells_apart_go_to_the_same_row_as_numpys():
+    base = np.random.default_rng(4).standard_normal(1500)
+    for rows in (
+        np.tile(base, (9, 1)),
+        np.stack([base * (1 + 1e-12 * i) for i in range(9)]),
+        np.sign(np.random.default_rng(5).standard_normal((9, 1500))),
+        np.vstack([np.zeros((5, 1500)), np.eye(4, 1500)]),
+        np.full((9, 1500), 1e-42),
+    ):
+        for method in SELECTING:
+            f = 1 if method == "bulyan" else 3
+            given_rows = torch.from_numpy(rows)
+            assert given_rows.dtype == torch.float64
+            result = aggregate(given_rows, method=method, num_byzantine=f)
+            assert result.selected == aggregate(rows, method=method, num_byzantine=f).selected
 
 
 def test_inputs_are_never_written_to_and_gradients_are_not_asked_for():
@@ -272,8 +358,28 @@ def test_what_numpy_reads_is_left_to_numpy_and_a_tensor_of_torch_never_is(monkey
 
 
 ROWS = torch.ones((9, 4))
+
+
+class Unreadable:
+    """An array on a device that torch, as it is built, cannot read."""
+
+    __cuda_array_interface__: ClassVar[dict[str, object]] = {}
+
+
+class Elsewhere(Unreadable):
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self, **arguments):
+        raise BufferError("it lies on a device of another")
+
+
 REFUSED = [
     (ROWS[0], "2-D tensor, got shape"),
+    (Unreadable(), "a Unreadable, which this PyTorch cannot read in place"),
+    ([*ROWS[:8], Elsewhere()], "row 8 is a Elsewhere, which this PyTorch cannot read .*: give NumPy arrays"),
+    ([[1.0] * 4, *ROWS[:8]], "row 0 is no tensor, but list"),
+    ([np.ones(4), *ROWS[:8].requires_grad_()], "row 0 is a NumPy array among tensors"),
     (torch.ones((9, 0)), "at least one entry"),
     (ROWS > 0, "real numbers, got torch.bool"),
     (ROWS.to(torch.complex64), "real numbers"),
@@ -300,9 +406,8 @@ def test_what_is_not_computed_on_tensors_says_so_and_the_remedy():
         def aggregate(self, rows, num_byzantine, rng):
             return rows.mean(axis=0)
 
-    for more in ({"method": Mine()}, {"method": "median", "report": True}):
-        with pytest.raises(UsageError, match=r"not computed on tensors: give NumPy arrays.*cpu\(\)"):
-            aggregate(ROWS, num_byzantine=1, **more)
+    with pytest.raises(UsageError, match=r"Mine is not computed on tensors: give NumPy arrays.*cpu\(\)"):
+        aggregate(ROWS, num_byzantine=1, method=Mine())
     with pytest.raises(TooFewUpdates):
         aggregate(torch.ones((0, 4)), method="median", num_byzantine=1)
     with pytest.raises(TooFewUpdates):
