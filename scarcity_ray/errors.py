@@ -21,6 +21,7 @@ The roots and the errors of the client's half are defined in `scarcity_ray_clien
     ├── SecureAggregationAborted  a session of secure aggregation ended without a result
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     ├── MessageRefused            bytes that are no message of ours (torn, foreign or newer)
+    ├── RuleFaulty                a rule from outside fails a check of `scarcity_ray.testing`
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
 Ordinary refusals (a stale update, a replay) are return values, not errors. What works, but not as its user
@@ -30,6 +31,7 @@ may believe, is a warning, given once by each federation::
     ├── NoiseWarning      noise is as large as what it hides, or larger
     ├── PrivacyWarning    a setting promises little
     ├── ClippingWarning   nearly all updates are longer than the clip norm
+    ├── ConfigWarning     a key of a configuration by its old name, which a later release refuses
     ├── LedgerWarning     nobody chose a place for the ledger, and what follows for the budget
     └── FaultWarning      a role died and came back, or a rule from outside fails; the text says what to do
 """

@@ -129,7 +129,7 @@ def gradients(data: Data, model: NDArray[np.float64]) -> Rows:
     chances = np.exp(scores)
     chances /= chances.sum(axis=-1, keepdims=True)
     errors = np.eye(CLASSES, dtype=np.float32)[data.labels] - chances
-    steps = np.swapaxes(data.features, 1, 2) @ errors / EXAMPLES
+    steps: Rows = np.swapaxes(data.features, 1, 2) @ errors / np.float32(EXAMPLES)
     return steps.reshape(len(steps), -1)
 
 

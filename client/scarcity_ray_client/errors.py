@@ -3,15 +3,17 @@
 ::
 
     ScarcityError
-    ├── UsageError      a call that its caller can mend
-    │   └── TooFewPersons  a client with fewer persons than the federation takes
-    ├── AnswerRefused   an answer that does not fit what was sent
-    ├── SiteLedgerRefused  a site's own ledger that cannot be used: nothing may be sent
-    ├── MessageRefused  bytes that are no message of ours (torn, foreign or newer)
-    └── ModelRefused    a model that the codec cannot carry, or that is not the one due
+    ├── UsageError          a call that its caller can mend
+    │   └── TooFewPersons   a client with fewer persons than the federation takes
+    ├── AnswerRefused       an answer that does not fit what was sent
+    ├── SiteLedgerRefused   a site's own ledger that cannot be used: nothing may be sent
+    ├── MessageRefused      bytes that are no message of ours (torn, foreign or newer)
+    ├── GatewayRefused      a gateway refuses a request for good
+    ├── GatewayUnreachable  no gateway can be reached, or another than the kit names
+    └── ModelRefused        a model that the codec cannot carry, or that is not the one due
 
     ScarcityWarning (a UserWarning)
-    └── ModelWarning    a model that is carried, but not as its owner may believe
+    └── ModelWarning        a model that is carried, but not as its owner may believe
 """
 
 from __future__ import annotations

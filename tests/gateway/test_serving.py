@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scarcity_ray.gateway.front_door import FrontDoor
+from scarcity_ray.runtime.local import LocalRuntime
 from scarcity_ray_client.wire import RoundState, UpdateAnswer
 from tests.gateway.sites import Served, job
 
@@ -32,3 +34,15 @@ def test_two_sites_make_a_model(tmp_path: Path) -> None:
     outcome = served.join()
     assert outcome.summary.releases == 2
     assert [record.accepted for record in outcome.rounds] == [2, 2]
+
+
+@pytest.mark.long
+def test_sites_whose_round_would_not_fit_into_memory_are_refused_before_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrontDoor, "invited", lambda self: [f"site-{i}" for i in range(100_000)])
+    monkeypatch.setattr(LocalRuntime, "node_bytes", lambda self: (2.0**29,))
+    served = Served(tmp_path, job(tmp_path, rounds=1))
+    with pytest.raises(AssertionError, match=r"a round of 100000 clients .* needs about"):
+        served.start()
+    assert not served.watching.is_listening.is_set()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray import errors
 from scarcity_ray.errors import ScarcityError
+from scarcity_ray_client import errors as client_errors
 
 ERRORS = sorted(
     (e for e in vars(errors).values() if inspect.isclass(e) and issubclass(e, ScarcityError)),
@@ -37,11 +41,47 @@ def arguments_of(cls):
     return st.tuples(*(BY_ANNOTATION[p.annotation] for p in parameters))
 
 
-def test_the_tree_is_the_one_that_is_drawn():
-    drawn = errors.__doc__ or ""
-    for cls in ERRORS:
-        assert cls.__name__ in drawn
-        assert cls.__mro__[1].__name__ in ("Exception", *(e.__name__ for e in ERRORS))
+ROOT = Path(__file__).resolve().parents[2]
+ROOTS = ("ScarcityError", "ScarcityWarning")
+
+
+def drawn(text: str) -> dict[str, str]:
+    """Each class of a drawn tree, and the one under which it hangs."""
+    found: dict[str, str] = {}
+    path: list[str] = []
+    for line in text.splitlines():
+        if root := re.match(r"    (\w+)(?= \(|$)", line):
+            path = [root[1]]
+        elif leaf := re.match(r"    ([│ ]*)[├└]── (\w+)", line):
+            path = [*path[: 1 + len(leaf[1]) // 4], leaf[2]]
+            found[leaf[2]] = path[-2]
+    return found
+
+
+def defined(package: Path) -> dict[str, str]:
+    """Each class statement of a package that derives from one of the roots, and its first base."""
+    bases = {
+        node.name: [ast.unparse(base) for base in node.bases]
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.bases
+    }
+    known = set(ROOTS) | {"UsageError"}
+    while more := {name for name, over in bases.items() if over[0] in known} - known:
+        known |= more
+    return {name: bases[name][0] for name in known & bases.keys() if name not in ROOTS}
+
+
+def test_the_trees_are_the_ones_that_are_drawn() -> None:
+    client = defined(ROOT / "client" / "scarcity_ray_client")
+    assert drawn(client_errors.__doc__ or "") == client
+    handed_on = {name: client[name] for name in vars(errors).keys() & client.keys()}
+    assert drawn(errors.__doc__ or "") == defined(ROOT / "scarcity_ray") | handed_on
+
+
+def test_a_tree_is_read_as_it_is_drawn() -> None:
+    tree = "    A\n    ├── B   words\n    │   └── C\n    └── D\n\n    W (a UserWarning)\n    └── V"
+    assert drawn(tree) == {"B": "A", "C": "B", "D": "A", "V": "W"}
 
 
 @pytest.mark.parametrize("cls", ERRORS)
