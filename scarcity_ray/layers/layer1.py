@@ -283,7 +283,7 @@ class Layer1Aggregator:
             num_selected=config.num_selected if selects else None,
             norms=norms,
             report=report,
-            rng=stream(seed, "rule"),
+            rng=stream(seed, "rule") if isinstance(self._rule, PluginRule) else None,
         )
 
 
