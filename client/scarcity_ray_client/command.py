@@ -26,6 +26,7 @@ from scarcity_ray_client.errors import ScarcityError, UsageError
 from scarcity_ray_client.federation_client import Ending, Event, FederationClient
 from scarcity_ray_client.site_file import load_site_file
 from scarcity_ray_client.site_home import PASSWORD, SiteHome
+from scarcity_ray_client.site_ledger import SiteLedger
 
 _EXAMPLES = """examples:
   scarcity-ray-client run hospital_1.zip workload.yaml    enrols if it has not, then trains round by round
@@ -167,13 +168,21 @@ def _status(client: FederationClient, given: argparse.Namespace, say: Callable[[
     home, days = client.home, None
     if home.is_enrolled:
         days = round((home.certificate_life[1] - time.time()) / 86400.0, 1)
-    own = {
+    own: dict[str, object] = {
         "certificate_days_left": days,
         "updates_waiting": len(list(home.folder.glob("outbox/*.update"))),
         "receipts": len(list(home.folder.glob("receipts/*.json"))),
     }
+    own_file = home.folder / "ledger.sqlite"
+    count = "this site's own ledger: none, as it has no policy, or the federation states no cost of a row"
+    if own_file.exists():
+        with SiteLedger.existing(own_file) as ledger:
+            most, spent = ledger.policy.lifetime_epsilon, ledger.epsilon_spent
+            own["own_ledger"] = {"epsilon_spent": spent, "ceiling": most, "is_proof": ledger.is_proof}
+            count = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
+            count += "" if ledger.is_proof else ", if the federation noises each release as it says"
     kept = (
-        f"certificate: {days} days left; receipts kept: {own['receipts']}; not acknowledged: "
+        f"{count}\ncertificate: {days} days left; receipts kept: {own['receipts']}; not acknowledged: "
         f"{own['updates_waiting']}"
     )
     try:

@@ -388,13 +388,20 @@ class FederationClient:
             elif found:
                 self.evaluate(round_id, found, client.num_examples)
         if site.policy is None:
+            if answer.row_mu is not None:
+                self._say_once(
+                    "no_policy",
+                    "each update costs privacy, and the site's file has no policy: this site counts nothing "
+                    "itself and has no ceiling; scarcity-ray-client status tells what is left of the "
+                    "federation's budget",
+                )
             return self._train_and_send(site, answer, vector, None)
         if answer.row_mu is None:
             self._check_ceiling(site.policy)
             self._say_once(
                 "no_row_cost",
-                "the federation states no cost of a row: this site's ceiling is kept by the federation's "
-                "ledger alone, which has the signed policy",
+                "the federation states no cost of a row: this site counts nothing itself, and its ceiling is "
+                "kept by the federation's ledger alone, which has the signed policy",
             )
             return self._train_and_send(site, answer, vector, None)
         with SiteLedger.open(
@@ -449,13 +456,17 @@ class FederationClient:
         count = outcome.num_examples
         if answer.min_persons is not None:
             count = outcome.num_persons or answer.min_persons
-        told = None if ledger is None else ledger.extension(answer.site_ledger)
+        told = None
+        if ledger is not None and answer.noise is not None:
+            told = ledger.extension(answer.site_ledger)
         said = self.submit(answer, outcome.delta, count, meta, outcome.metrics, told)
         self._tell_fate(round_id, said)
         if ledger is not None:
             spent, most = ledger.epsilon_spent, ledger.policy.lifetime_epsilon
             text = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
-            self._say("ledger", text, epsilon_spent=spent, ceiling=most)
+            if not ledger.is_proof:
+                text += ", if the federation noises each release as it says"
+            self._say("ledger", text, epsilon_spent=spent, ceiling=most, is_proof=ledger.is_proof)
         return None
 
     def _check(self, site: SiteFile, answer: RoundAnswer) -> None:

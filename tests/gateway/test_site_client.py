@@ -215,7 +215,8 @@ def test_a_site_is_rotated_and_revoked_while_it_is_served(served: Served, capsys
         alone.setattr(GatewayConnection, "ask", unreachable)
         assert command(["status", str(home)], environ={}) is ExitCode.FAILED
     told = capsys.readouterr()
-    assert "site a, as its own folder has it\ncertificate: 90" in told.out
+    assert "site a, as its own folder has it\nthis site's own ledger: none" in told.out
+    assert "\ncertificate: 90" in told.out
     assert "no answer" in told.err
 
     said("client-kit", "revoke", served.run, "a")
