@@ -68,15 +68,18 @@ def _as_json(ask: Ask, every: float | None) -> None:
 
 def _as_text(ask: Ask, every: float | None) -> None:
     console = Console(highlight=False)
+    if every is not None and console.is_terminal:
+        with Live(shown_status(ask()), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(shown_status(ask()), refresh=True)
     if not console.is_terminal:
         console.width = 120
-    if every is None:
+    console.print(shown_status(ask()))
+    while every is not None:
+        console.file.flush()  # a pipe is given each as it comes
+        time.sleep(every)
         console.print(shown_status(ask()))
-        return
-    with Live(shown_status(ask()), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(every)
-            live.update(shown_status(ask()), refresh=True)
 
 
 @contextmanager

@@ -82,6 +82,10 @@ NOT_RUN = {
     "python -m benchmarks secagg --full": MINUTES,
     "python -m benchmarks simulation --programs 20000": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
+    "scarcity-ray init wards --sites 3": "test_init_command.py",
+    "scarcity-ray run --resume": "tests/cli/test_run_command.py",
+    "ray start --address=127.0.0.1:6379 --temp-dir=/tmp/ray-second": "test_three_nodes.py has nodes",
+    "ray status": "Ray's own",
     "scarcity-ray init wards --persons": "as without, below; test_init_command.py trains it",
     "scarcity-ray plan job.yaml --recommend --attackers 8 --clients-are mixed": "test_plan_command.py",
     "scarcity-ray run --resume runs/hospitals-20261130-101500": "tests/cli/test_run_command.py",
@@ -146,7 +150,7 @@ NAMES = {
             "config",
             "keys",
             "client-kit",
-            "serve",
+            "operators",
         )
     ),
     *(
@@ -156,6 +160,7 @@ NAMES = {
         "scarcity-ray ledger export",
         "ray up",
         "ray stop",
+        "ray list actors",
     ),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.cli import status
 from scarcity_ray.cli.main import main
 from scarcity_ray.gateway.operators import OperatorRole, Operators
 from tests.gateway.watched import WatchedFederation, served
@@ -47,6 +50,22 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
         server.shutdown()
+
+
+def test_a_pipe_is_given_each_status_as_it_comes(monkeypatch) -> None:
+    out, seen, asked = io.TextIOWrapper(raw := io.BytesIO()), list[bytes](), list[int]()
+
+    def interrupted(_: float) -> None:
+        seen.append(raw.getvalue())
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr(time, "sleep", interrupted)
+    monkeypatch.setattr(status, "shown_status", lambda told: told)
+    with suppress(KeyboardInterrupt):
+        status._as_text(lambda: asked.append(1) or f"status {len(asked)}", 1.0)
+    assert [text.decode() for text in seen] == ["status 1\n", "status 1\nstatus 2\n"]
 
 
 def test_a_gateways_status_is_told_as_text_and_as_json(tmp_path: Path) -> None:
