@@ -103,14 +103,18 @@ class LocalStates:
                 self._momenta[client_id] = self._with_momentum(client_id, row)
 
     def _compute(self, client_ids: Sequence[str]) -> None:
-        vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
+        is_vote = self._config.layer2.enabled
+        source = self._buffer.row if is_vote else self._buffer.newest
         for client_id in client_ids:
             clip_norm = self._unformed.pop(client_id, None)
             if clip_norm is None:
                 continue
-            row = vote(client_id)
+            row = source(client_id)
             norm = row_norm(row)
-            self._rows[client_id] = self._with_momentum(client_id, clip_vector(row, clip_norm, norm))
+            clipped = clip_vector(
+                row, clip_norm, norm, out=row if is_vote else None
+            )  # A vote is a new array.
+            self._rows[client_id] = self._with_momentum(client_id, clipped)
             self._lengths.pop(client_id, None)
             if not self._config.layer1.momentum:
                 self._lengths[client_id] = min(norm, clip_norm)

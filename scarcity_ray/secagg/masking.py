@@ -29,7 +29,7 @@ from scarcity_ray.secagg.key_agreement import agree, derive_key, expand, extract
 from scarcity_ray.secagg.messages import Advert
 from scarcity_ray.secagg.transcript import encode, text
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 _COUNTER_FROM_ZERO = modes.CTR(bytes(16))
 
 

@@ -96,15 +96,17 @@ def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
     return squares
 
 
-def clip_vector(vector: NDArray[Any], clip_norm: float, norm: float | None = None) -> Vector:
+def clip_vector(
+    vector: NDArray[Any], clip_norm: float, norm: float | None = None, *, out: Vector | None = None
+) -> Vector:
     """The finite vector scaled by min(1, clip_norm / norm), as a new float32 array; `clip_norm` is positive.
 
-    `norm` is what `row_norm` gives for it, where that is known.
+    `norm` is what `row_norm` gives for it, where known; `out`, which may be the vector, is written to.
 
     >>> clip_vector(np.array([3.0, 4.0], np.float32), 1.0)
     array([0.6, 0.8], dtype=float32)
     """
-    return _scaled(vector, row_norm(vector) if norm is None else norm, clip_norm)
+    return _scaled(vector, row_norm(vector) if norm is None else norm, clip_norm, out)
 
 
 def clip_rows(matrix: Rows, norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float32]:
@@ -121,7 +123,8 @@ def clip_rows(matrix: Rows, norms: NDArray[np.float64], clip_norm: float) -> NDA
 def _scaled(row: NDArray[Any], norm: float, clip_norm: float, out: Vector | None = None) -> Vector:
     out = np.empty(len(row), np.float32) if out is None else out
     if norm <= clip_norm:
-        np.copyto(out, row)
+        if out is not row:
+            np.copyto(out, row)
         return out
     np.multiply(row, clip_norm / norm, out=out, dtype=np.float64, casting="same_kind")
     return out
