@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -275,11 +276,22 @@ class TasksBeside(Generic[T]):
             self._begun.append(self._compute.submit_beside(self._function, item, *self._shared))
 
     def results(self) -> list[T]:
-        """All results, in order; those that are not begun yet are made now, on all CPUs.
+        """All results, in order; those that are not over yet are made now, on all CPUs.
+
+        One that was begun beside is made anew if it does not end before these: on a machine that others keep
+        busy it might never.
 
         Raises:
             Exception: The first that a task raised, after every task has ended.
         """
-        rest = self._items[len(self._begun) :]
-        self._begun += [self._compute.submit(self._function, item, *self._shared) for item in rest]
+        made = [*self._begun, *map(self._made, self._items[len(self._begun) :])]
+        for task in made[len(self._begun) :]:
+            with suppress(Exception):  # raised below
+                task.result()
+        self._begun = [
+            task if task.is_over() else self._made(item) for task, item in zip(made, self._items, strict=True)
+        ]
         return gather(self._begun)
+
+    def _made(self, item: object) -> Running[T]:
+        return self._compute.submit(self._function, item, *self._shared)

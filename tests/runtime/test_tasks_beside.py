@@ -21,6 +21,8 @@ class Began:
         return self.over
 
     def result(self) -> int:
+        assert self.over or not self.beside, "others keep the machine busy: it would never end"
+        self.over = True
         return self.number
 
 
@@ -58,6 +60,8 @@ def test_half_of_the_cpus_work_beside_and_all_of_them_on_the_rest(cpus: int, at_
         one.over = True
     tasks.go_on()
     assert len(machine.begun) == 2 * at_once
+    for one in machine.begun:
+        one.over = True
     assert tasks.results() == [0, 1, 2, 3, 4]
     assert [one.beside for one in machine.begun] == [True] * 2 * at_once + [False] * (5 - 2 * at_once)
 
@@ -67,5 +71,20 @@ def test_each_is_made_once() -> None:
     tasks = TasksBeside(machine, abs, range(3))
     for _ in range(3):
         tasks.go_on()
+    for one in machine.begun:
+        one.over = True
     assert tasks.results() == tasks.results() == [0, 1, 2]
     assert [one.number for one in machine.begun] == [0, 1, 2]
+
+
+def test_one_that_starves_beside_is_made_anew_once_the_others_are_over() -> None:
+    machine = Machine(2)
+    tasks = TasksBeside(machine, abs, range(3))
+    tasks.go_on()
+    assert tasks.results() == [0, 1, 2]
+    assert [(one.number, one.beside) for one in machine.begun] == [
+        (0, True),
+        (1, False),
+        (2, False),
+        (0, False),
+    ]
