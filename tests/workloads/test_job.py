@@ -299,6 +299,7 @@ class StandIn:
             "privacy_consumed_epsilon": float(self.made),
             "privacy_claim": {"unit": "client"},
             "privacy_lifetime_epsilon": float(self.made),
+            "ledger": {"period": 0, "epsilon_total": 10.0},
             "warnings": [{"code": "stood_in", "message": "this is no federation"}],
         }
 
