@@ -195,6 +195,7 @@ class LocalRuntime:
     home = driver = "local"
     machines = 1
     serves_metrics = False
+    is_one_process = True
 
     def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False

@@ -78,6 +78,7 @@ class RayRuntime:
     """
 
     serves_metrics = True
+    is_one_process = False
 
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
@@ -262,12 +263,11 @@ class RayRuntime:
             "name": spec.name,
             "namespace": self._namespace,
             "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
             "resources": dict(spec.resources),
             "scheduling_strategy": strategy,
             "get_if_exists": get_if_exists,
         }
-        if spec.gpus:  # Asked for none, Ray would hide all of them from the role.
-            options["num_gpus"] = spec.gpus
         if self._detached:
             options["lifetime"] = "detached"
         if spec.labels and spec.spread:

@@ -318,6 +318,7 @@ class Place:
         """Have nothing there."""
         self.inner = LocalRuntime(self)
         self.peers, self.compute, self.home = self.inner.peers, self.inner.compute, self.inner.home
+        self.is_one_process, self.node_bytes = True, self.inner.node_bytes
 
     def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         return self.network.carry(role, method, deliver)
