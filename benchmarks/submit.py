@@ -6,6 +6,11 @@ an update on the local runtime, in one basket with noise off: alone (`offer_upda
 ``--receipts``, baskets sign receipts for them. Versus the same with the fewest waiting. Then long rows of one
 matrix, versus copying it, the rows' SHA-256 and copying it again; and a row's digest versus BLAKE2b of the
 same row where it lies, and of a copy.
+
+``--ray --updates 1000`` measures this alone, by the wall clock: one update at a time on Ray, from a call to
+its receipt (`submit_update`), and one behind the other (`submit_update_async`, all receipts read). Versus a
+bare actor's call with the same row, waited for or one behind the other, in turns; the best turns are shown.
+Other work on the machine slows both.
 """
 
 from __future__ import annotations
@@ -15,11 +20,13 @@ import hashlib
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scarcity_ray import (
     AggregationMethod,
@@ -37,7 +44,11 @@ REPEATS = 5
 
 
 def federation_of(
-    clients: int, signers: int, receipts: bool = False, dimension: int = DIMENSION
+    clients: int,
+    signers: int,
+    receipts: bool = False,
+    dimension: int = DIMENSION,
+    runtime: Literal["local", "ray"] = "local",
 ) -> HierarchicalFederation:
     config = HierarchicalFederationConfig(
         vector_dim=dimension,
@@ -47,7 +58,7 @@ def federation_of(
         layer1=Layer1Config(aggregation_method=AggregationMethod.MEAN, byzantine_fraction=0.0),
         layer2=Layer2Config(central_dp_epsilon=math.inf),
     )
-    federation = HierarchicalFederation(config, runtime="local")
+    federation = HierarchicalFederation(config, runtime=runtime)
     federation.register_clients([(f"c{i}", "d") for i in range(clients - signers)])
     for i in range(clients - signers, clients):
         federation.register_client(f"c{i}", "d", identity_keypair=IdentityKeyPair.generate())
@@ -125,6 +136,61 @@ def long_rows(clients: int = 20, dimension: int = 1_000_000) -> dict[str, Any]:
     }
 
 
+class _Bare:
+    """An actor that does nothing with a row."""
+
+    def take(self, row: NDArray[np.float32]) -> bool:
+        return True
+
+
+def on_ray(updates: int) -> Iterator[dict[str, Any]]:
+    """One update at a time on Ray, in turns with a bare actor's calls."""
+    import ray
+
+    rows = np.random.default_rng(0).standard_normal((2 * updates * REPEATS, DIMENSION), np.float32)
+    ids = [f"c{i}" for i in range(len(rows))]
+    with federation_of(len(ids), 0, runtime="ray") as federation:
+        bare = ray.remote(num_cpus=0)(_Bare).remote()
+        ray.get(bare.take.remote(rows[0]))
+
+        def waiting(turn: slice) -> None:
+            if not all(
+                federation.submit_update(*each, 0) for each in zip(ids[turn], rows[turn], strict=True)
+            ):
+                raise RuntimeError("an update was refused")
+
+        def pipelined(turn: slice) -> None:
+            each = zip(ids[turn], rows[turn], strict=True)
+            pending = [federation.submit_update_async(*one, 0) for one in each]
+            if not all(receipt.result() for receipt in pending):
+                raise RuntimeError("an update was refused")
+
+        def bare_waiting(turn: slice) -> None:
+            for row in rows[turn]:
+                ray.get(bare.take.remote(row))
+
+        def bare_pipelined(turn: slice) -> None:
+            ray.get([bare.take.remote(row) for row in rows[turn]])
+
+        best: dict[str, float] = defaultdict(lambda: math.inf)
+        for turn in range(REPEATS):
+            for work in (bare_waiting, waiting, bare_pipelined, pipelined):
+                first = (2 * turn + (work is pipelined)) * updates
+                start = time.perf_counter()
+                work(slice(first, first + updates))
+                best[work.__name__] = min(best[work.__name__], (time.perf_counter() - start) / updates)
+    for name in ("waiting", "pipelined"):
+        yield {
+            "name": f"submit on Ray, {name}",
+            "n": updates,
+            "d": DIMENSION,
+            "seconds": best[name],
+            "versus": f"a bare actor's call, {name}",
+            "ratio": best[name] / best[f"bare_{name}"],
+            "per_second": 1.0 / best[name],
+        }
+
+
 def rows_of(waiting: list[int], updates: int, receipts: bool = False) -> Iterator[dict[str, Any]]:
     first: dict[str, float] = {}
     for n in sorted(waiting):
@@ -158,14 +224,21 @@ def main() -> int:
     parser.add_argument("--waiting", type=int, nargs="+", default=[10, 400, 4000])
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--receipts", action="store_true")
+    parser.add_argument("--ray", action="store_true", help="one update at a time on Ray, and nothing else")
     arguments = parser.parse_args()
-    for row in rows_of(arguments.waiting, arguments.updates, arguments.receipts):
+    found = (
+        on_ray(arguments.updates)
+        if arguments.ray
+        else rows_of(arguments.waiting, arguments.updates, arguments.receipts)
+    )
+    for row in found:
         if arguments.format == "json":
             print(json.dumps(row), flush=True)
         else:
             cost = f"{row['seconds'] * 1e6:10.1f} us  {row['seconds'] * 1e9 / row['d']:8.1f} ns an entry"
             size = f"n {row['n']:5}  d {row['d']:8}"
-            print(f"{row['name']:24} {size} {cost}  {row['ratio']:.2f} x {row['versus']}", flush=True)
+            rate = f"  {row['per_second']:,.0f} a second" if "per_second" in row else ""
+            print(f"{row['name']:24} {size} {cost}  {row['ratio']:.2f} x {row['versus']}{rate}", flush=True)
     return 0
 
 

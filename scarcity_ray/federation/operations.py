@@ -114,6 +114,8 @@ class OperationRunner:
                 DIRECTORY, Directory.finish, order, overtaken, identities, memories, seen, self.client.now()
             )
             if closing.again is None:
+                if closing.stands:
+                    self._learn(operation)
                 return closing.stands
             operation = closing.again
 
@@ -157,11 +159,23 @@ class OperationRunner:
             found = self.client.call(DIRECTORY, Directory.locate, asked)
             self.client.heed(found.news)
             if found.news.pending is None:
-                if len(self._routes) + len(found.routes) > ROUTES:
-                    self._routes.clear()
-                self._routes |= found.routes
+                self._keep_routes(found.routes)
                 return found.routes
             self.finish(found.news.pending)
+
+    def _learn(self, operation: Operation) -> None:
+        """Know where clients are that an operation has put there, and that others are gone."""
+        for admission in operation.admissions:
+            place = admission.place.basket_id, admission.place.slot
+            self._keep_routes(dict.fromkeys((m.client_id for m in admission.members), place))
+        for _, client_id in operation.leavers:
+            self._routes.pop(client_id, None)
+
+    def _keep_routes(self, found: Mapping[str, tuple[str, int]]) -> None:
+        if len(self._routes) + len(found) > ROUTES:
+            self._routes.clear()
+        if len(found) <= ROUTES:
+            self._routes |= found
 
     def _admit(self, operation: Operation) -> dict[int, dict[str, bytes]]:
         """Admit clients to their baskets; the baskets' identity keys, by slot."""

@@ -35,14 +35,24 @@ def scene(scene_of: Callable[..., Scene]) -> Scene:
 
 
 def test_a_client_that_was_found_is_not_looked_up_again(scene: Scene) -> None:
-    asked = Asked(scene.fed)
+    fed = scene.another_driver()
+    asked = Asked(fed)
     for number in range(3):
-        assert scene.fed.offer_update("c0", (number + 1) * ROWS[0])
+        assert fed.offer_update("c0", (number + 1) * ROWS[0])
     assert asked.directory == 1
-    assert all(scene.fed.submit_updates(IDS, 9 * ROWS))
+    assert all(fed.submit_updates(IDS, 9 * ROWS))
     assert asked.directory == 2, "the others were not known"
-    assert all(scene.fed.submit_updates(IDS, 8 * ROWS))
+    assert all(fed.submit_updates(IDS, 8 * ROWS))
     assert asked.directory == 2
+
+
+def test_a_driver_knows_where_its_own_operations_have_put_clients(scene: Scene) -> None:
+    home, _ = scene.fed.split_basket("c_basket_0")
+    asked = Asked(scene.fed)
+    receipts = scene.fed.submit_updates(IDS, ROWS)
+    assert all(receipts)
+    assert home in {receipt.basket_id for receipt in receipts}
+    assert asked.directory == 0
 
 
 @pytest.mark.parametrize("settle", ["split", "disband"])
@@ -103,6 +113,9 @@ def test_an_operation_that_its_driver_left_is_finished_by_whoever_meets_it(scene
 
 def test_a_driver_keeps_so_many_routes_and_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "ROUTES", 3)
+    fed = scene.another_driver()
     for client in IDS:
-        assert scene.fed.offer_update(client, ROWS[0])
-    assert 0 < len(scene.fed._driver.operations._routes) <= 3
+        assert fed.offer_update(client, ROWS[0])
+    assert 0 < len(fed._driver.operations._routes) <= 3
+    assert all(fed.submit_updates(IDS, 2 * ROWS))
+    assert len(fed._driver.operations._routes) <= 3
