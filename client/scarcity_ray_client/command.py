@@ -21,11 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
-from scarcity_ray_client.connection import Waits
+from scarcity_ray_client.connection import GatewayUnreachable, Waits
 from scarcity_ray_client.errors import ScarcityError, UsageError
 from scarcity_ray_client.federation_client import Ending, Event, FederationClient
 from scarcity_ray_client.site_file import load_site_file
 from scarcity_ray_client.site_home import PASSWORD, SiteHome
+from scarcity_ray_client.site_ledger import SiteLedger
 
 _EXAMPLES = """examples:
   scarcity-ray-client run hospital_1.zip workload.yaml    enrols if it has not, then trains round by round
@@ -164,24 +165,38 @@ def _run(client: FederationClient, given: argparse.Namespace, say: Callable[[Eve
 
 
 def _status(client: FederationClient, given: argparse.Namespace, say: Callable[[Event], None]) -> ExitCode:
-    me = client.me()
-    days = None
-    if client.home.is_enrolled:
-        days = round((client.home.certificate_life[1] - time.time()) / 86400.0, 1)
-    facts: dict[str, object] = {
-        **vars(me),
-        "last_rounds": [vars(one) for one in me.last_rounds],
+    home, days = client.home, None
+    if home.is_enrolled:
+        days = round((home.certificate_life[1] - time.time()) / 86400.0, 1)
+    own: dict[str, object] = {
         "certificate_days_left": days,
-        "updates_waiting": len(list(client.home.folder.glob("outbox/*.update"))),
-        "receipts": len(list(client.home.folder.glob("receipts/*.json"))),
+        "updates_waiting": len(list(home.folder.glob("outbox/*.update"))),
+        "receipts": len(list(home.folder.glob("receipts/*.json"))),
     }
+    own_file = home.folder / "ledger.sqlite"
+    count = "this site's own ledger: none, as it has no policy, or the federation states no cost of a row"
+    if own_file.exists():
+        with SiteLedger.existing(own_file) as ledger:
+            most, spent = ledger.policy.lifetime_epsilon, ledger.epsilon_spent
+            own["own_ledger"] = {"epsilon_spent": spent, "ceiling": most, "is_proof": ledger.is_proof}
+            count = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
+            count += "" if ledger.is_proof else ", if the federation noises each release as it says"
+    kept = (
+        f"{count}\ncertificate: {days} days left; receipts kept: {own['receipts']}; not acknowledged: "
+        f"{own['updates_waiting']}"
+    )
+    try:
+        me = client.me()
+    except GatewayUnreachable:
+        say(Event("status", f"site {home.kit.client_id}, as its own folder has it\n{kept}", own))
+        raise
+    facts = {**vars(me), "last_rounds": [vars(one) for one in me.last_rounds], **own}
     left = "no claim" if me.epsilon_left is None else f"epsilon {me.epsilon_left:.4g} at delta {me.delta:g}"
     ceiling = "none" if me.ceiling is None else f"epsilon {me.ceiling:g}"
     lines = [
         f"site {me.client_id} of domain {me.domain_id}, basket {me.basket_id or 'none yet'}",
         f"the federation's budget left: {left}; this site's ceiling: {ceiling}",
-        f"certificate: {days} days left; receipts kept: {facts['receipts']}; not acknowledged: "
-        f"{facts['updates_waiting']}",
+        kept,
         *(f"round {one.round_id}: {one.fate}" for one in me.last_rounds),
     ]
     say(Event("status", "\n".join(lines), facts))

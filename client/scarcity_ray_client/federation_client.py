@@ -62,6 +62,7 @@ from scarcity_ray_client.wire import (
     UpdateAnswer,
     UpdateHeader,
     digest_of,
+    read_update_body,
     update_body,
 )
 
@@ -387,13 +388,20 @@ class FederationClient:
             elif found:
                 self.evaluate(round_id, found, client.num_examples)
         if site.policy is None:
+            if answer.row_mu is not None:
+                self._say_once(
+                    "no_policy",
+                    "each update costs privacy, and the site's file has no policy: this site counts nothing "
+                    "itself and has no ceiling; scarcity-ray-client status tells what is left of the "
+                    "federation's budget",
+                )
             return self._train_and_send(site, answer, vector, None)
         if answer.row_mu is None:
             self._check_ceiling(site.policy)
             self._say_once(
                 "no_row_cost",
-                "the federation states no cost of a row: this site's ceiling is kept by the federation's "
-                "ledger alone, which has the signed policy",
+                "the federation states no cost of a row: this site counts nothing itself, and its ceiling is "
+                "kept by the federation's ledger alone, which has the signed policy",
             )
             return self._train_and_send(site, answer, vector, None)
         with SiteLedger.open(
@@ -448,13 +456,17 @@ class FederationClient:
         count = outcome.num_examples
         if answer.min_persons is not None:
             count = outcome.num_persons or answer.min_persons
-        told = None if ledger is None else ledger.extension(answer.site_ledger)
+        told = None
+        if ledger is not None and answer.noise is not None:
+            told = ledger.extension(answer.site_ledger)
         said = self.submit(answer, outcome.delta, count, meta, outcome.metrics, told)
         self._tell_fate(round_id, said)
         if ledger is not None:
             spent, most = ledger.epsilon_spent, ledger.policy.lifetime_epsilon
             text = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
-            self._say("ledger", text, epsilon_spent=spent, ceiling=most)
+            if not ledger.is_proof:
+                text += ", if the federation noises each release as it says"
+            self._say("ledger", text, epsilon_spent=spent, ceiling=most, is_proof=ledger.is_proof)
         return None
 
     def _check(self, site: SiteFile, answer: RoundAnswer) -> None:
@@ -527,8 +539,9 @@ class FederationClient:
             except GatewayRefused as refused:
                 if refused.answer.code not in _OVER:
                     raise
+                again = self._signed_anew(path, body) if refused.answer.code is ErrorCode.REFUSED else None
                 path.unlink()
-                return refused.answer
+                return refused.answer if again is None else self._deliver(again)
             try:
                 said = UpdateAnswer.from_json(reply.body)
                 fault = said.fault(body, self.home.kit.federation_id, int(run))
@@ -550,6 +563,29 @@ class FederationClient:
             write_whole(receipts / f"{path.stem}.receipt", said.receipt.encode())
         path.unlink()
         return said
+
+    def _signed_anew(self, path: Path, body: bytes) -> Path | None:
+        """The same row, signed for the run of now, if the server was started again in the update's round.
+
+        A signature is good in one run alone. The round must be the same one, with the model that this site
+        has: a refused row is in no basket, so it can count once at most, and no noise is drawn anew.
+        """
+        run, _, round_id = path.stem.partition("-")
+        answer = self.round(wait_seconds=0.0)
+        is_same = answer.state is RoundState.OPEN and answer.round_id == int(round_id)
+        if not is_same or str(answer.scope.run) == run or answer.model is None:
+            return None
+        if not (self.home.folder / "model" / f"{answer.model.sha256}.f32").exists():
+            return None
+        try:
+            header, row = read_update_body(body, answer.vector_dim)
+        except MessageRefused:
+            return None
+        signature = self.home.identity().sign(header.statement(answer.scope, row).encode())
+        anew = path.with_name(f"{answer.scope.run}-{round_id}.update")
+        write_whole(anew, update_body(replace(header, signature=signature), row))
+        self._note_progress(str(answer.scope.run), answer.round_id)
+        return anew
 
     @property
     def _answer_key(self) -> bytes:

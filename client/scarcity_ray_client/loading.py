@@ -195,7 +195,7 @@ def source_folder(workload: object) -> SourceFolder | None:
     imported otherwise.
 
     Raises:
-        UsageError: If they are more than `MOST_SOURCE_BYTES`.
+        UsageError: If they are more than `MOST_SOURCE_BYTES`, or the working folder was removed.
     """
     folder = _home(type(workload).__module__)
     if folder not in _folders:
@@ -209,7 +209,13 @@ def source_folder(workload: object) -> SourceFolder | None:
                 f"{folder} and its packages hold more than {MOST_SOURCE_BYTES} bytes of Python, which would "
                 "travel to where clients train; give the workload a folder of its own"
             )
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the working folder was removed while the job ran; of a submitted job it is Ray's copy, which a "
+            "second node on the same machine may clear: start that one with a --temp-dir of its own"
+        ) from None
     inside = folder.relative_to(here).as_posix() if folder.is_relative_to(here) else ""
     return SourceFolder(str(folder), inside, files)
 

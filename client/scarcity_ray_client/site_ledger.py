@@ -165,6 +165,20 @@ class SiteLedger:
             raise
         return ledger
 
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> SiteLedger:
+        """The ledger at `path` as it stands, under the policy in force there; to be looked at.
+
+        Raises:
+            SiteLedgerRefused: If there is none, or it is damaged.
+        """
+        place = Path(os.path.realpath(path))
+        ledger = cls(place, _connected(place))
+        if ledger._policy is None:
+            ledger.close()
+            raise SiteLedgerRefused(f"{place}: it has no policy yet")
+        return ledger
+
     @property
     def head(self) -> Head:
         """How far the ledger is."""

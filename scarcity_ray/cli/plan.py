@@ -148,9 +148,11 @@ def load_planned(
     content = read_content(path, overrides)
     search_beside(path)
     if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
-        job = load_job(path, overrides)
+        # A served job's clients are its sites, of which its workload knows none.
+        is_served = content.get("gateway") is not None
+        job = load_job(path, overrides, is_served=is_served)
         rate = job.config.training.server_optimizer().learning_rate
-        if clients is None and baskets is None:
+        if clients is None and baskets is None and not is_served:
             rounds = job.config.training.rounds
             known = [client.num_persons for client in job.clients]
             persons = tuple(each for each in known if each is not None)

@@ -186,7 +186,7 @@ def print_summary(console: Console, summary: Summary, folder: RunFolder) -> None
     if summary.budget_spent_early:
         console.print(
             f"The privacy budget was spent after round {summary.rounds} of {summary.rounds_configured}; "
-            "the run ended there.\n",
+            "the run ended there. A new budget is the operator's decision: docs/ledger.md, Renew it.\n",
             style="bold",
         )
     elif summary.stopped:

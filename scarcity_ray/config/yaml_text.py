@@ -39,6 +39,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigFileError(place, error.strerror, "a readable YAML file") from None
     except ConfigError:
         raise
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(
+            str(path), f"no text in UTF-8 ({error.reason})", "a file saved as UTF-8"
+        ) from None
     except ValueError as error:
         raise ConfigFileError(str(path), without_password(str(error)), "a well-formed YAML file") from None
     if not isinstance(content, dict):

@@ -270,6 +270,8 @@ class Serving:
         spec = register_spec(self.config, self.folder, federation_id, runtime.home)
         register = RegisterClient(runtime, spec)
         register.start()
+        if self.config.operators is None:  # nobody could let it go on
+            register.call(Register.pause, False)
         if isinstance(runtime, LocalRuntime):
             return FrontDoor(register, LocalGateways(self, federation, register))
         return FrontDoor(register, RayGateways(self, federation, spec))

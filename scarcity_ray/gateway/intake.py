@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ _REASONS = {
     Rejection.BUDGET_SPENT: "this site's privacy budget has no room for another noised row",
     Rejection.AT_CEILING: "this site is at the ceiling that it signed: it is left out of all further rounds",
     Rejection.READ_ONLY: "the privacy budget is spent: nothing is accepted until an operator renews it",
+    Rejection.REPLAYED: "this very row was counted before",
 }
 
 
@@ -53,18 +54,21 @@ class Upload:
     """An upload that is there in full.
 
     Attributes:
-        digest: Of its body, hexadecimal.
+        digest: Its name, hexadecimal.
+        head: SHA-256 of its head, hexadecimal; empty: as `digest`.
     """
 
     site: Enrolment
     header: UpdateHeader
     row: FloatVector
     digest: str
+    head: str = ""
 
     @property
     def slot(self) -> Slot:
         """Its place."""
-        return Slot(self.header.round_id, self.header.client_id, self.header.sequence, self.digest)
+        header = self.header
+        return Slot(header.round_id, header.client_id, header.sequence, self.digest, self.head)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,14 @@ class Intake:
         receipts = self._judge([uploads[place] for place in judged])
         outcomes = []
         for place, receipt in zip(judged, receipts, strict=True):
-            was_claimed = claims[place].kind is ClaimKind.AGAIN
-            answers[place], outcome = _answered(uploads[place], receipt, was_claimed=was_claimed)
+            answers[place], outcome = _answered(uploads[place], receipt)
             outcomes.append(outcome)
-        self._tell_ledgers(uploads, answers)
         if outcomes:
-            self._register.call(Register.settle, outcomes)
+            stands = self._register.call(Register.settle, outcomes)
+            for place, answer in zip(judged, stands, strict=True):
+                if answer is not None:
+                    answers[place] = Accepted(answer, True)
+        self._tell_ledgers(uploads, answers)
         return [answer for answer in answers if answer is not None]
 
     def _judge(self, uploads: Sequence[Upload]) -> list[Receipt | ErrorAnswer]:
@@ -221,28 +227,28 @@ def _known(claim: Claim) -> Accepted | ErrorAnswer | None:
     return None
 
 
-def _answered(
-    upload: Upload, judged: Receipt | ErrorAnswer, *, was_claimed: bool
-) -> tuple[Accepted | ErrorAnswer, Outcome]:
+def _answered(upload: Upload, judged: Receipt | ErrorAnswer) -> tuple[Accepted | ErrorAnswer, Outcome]:
+    """What to answer unless the register knows better, and what to tell it."""
     header, slot = upload.header, upload.slot
     if isinstance(judged, ErrorAnswer):
         is_refused = judged.code is ErrorCode.REFUSED
         return judged, Outcome(slot, reason=str(Rejection.READ_ONLY) if is_refused else None)
-    # The body had claimed the slot, and was counted: only the answer to it was lost.
-    if judged.reason is None or (was_claimed and judged.reason is Rejection.REPLAYED):
-        signed = judged.signed()
-        text = None if signed is None else signed.to_text()
-        basket_id = judged.basket_id or ""
-        answer = UpdateAnswer(header.client_id, header.round_id, header.sequence, basket_id, text).to_json()
-        return Accepted(answer, True), Outcome(slot, answer, None, dict(header.metrics), header.num_examples)
-    reason = judged.reason
+    signed, reason = judged.signed(), judged.reason
+    text = None if signed is None else signed.to_text()
+    basket_id = judged.basket_id or ""
+    answer = UpdateAnswer(header.client_id, header.round_id, header.sequence, basket_id, text).to_json()
+    accepted = Outcome(slot, answer, None, dict(header.metrics), header.num_examples)
+    if reason is None:
+        return Accepted(answer, True), accepted
+    words = _REASONS.get(reason)
+    said = str(reason) if words is None else f"{reason}: {words}"
+    if reason is Rejection.REPLAYED:
+        # If this very body was counted, only the answer to it was lost.
+        return ErrorAnswer(ErrorCode.REFUSED, said), replace(accepted, reason=str(reason))
     if reason in _LATER:
         return ErrorAnswer(ErrorCode.BUSY, "send it again", RETRY_SECONDS), Outcome(slot)
     if reason is Rejection.SEQUENCE_USED:
-        said = ErrorAnswer(ErrorCode.SLOT_TAKEN, "another body was sent for this sequence of this round")
-        return said, Outcome(slot, reason=str(reason))
+        said = "another body was sent for this sequence of this round"
+        return ErrorAnswer(ErrorCode.SLOT_TAKEN, said), Outcome(slot, reason=str(reason))
     code = ErrorCode.ROUND_OVER if reason is Rejection.TOO_STALE else ErrorCode.REFUSED
-    words = _REASONS.get(reason)
-    return ErrorAnswer(code, str(reason) if words is None else f"{reason}: {words}"), Outcome(
-        slot, reason=str(reason)
-    )
+    return ErrorAnswer(code, said), Outcome(slot, reason=str(reason))

@@ -14,6 +14,9 @@ Guarantees:
     a_revoked_site_is_refused_at_its_next_request: And an upload that is still on its way then.
     a_refused_slot_is_free_again
     a_refused_copy_takes_no_accepted_slot: Whoever ends TLS may send another row beside a signed head.
+    an_accepted_update_is_answered_so_whatever_comes_beside_it: In any order of claims, copies and deaths.
+    one_body_has_one_slot_under_both_its_names
+    what_a_round_has_heard_outlives_the_register: Metrics, when sites were seen lately, an operator's pause.
     a_call_that_fails_leaves_the_register_usable
     a_new_round_is_told_to_whoever_asks
 """
@@ -21,11 +24,12 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,6 +63,15 @@ CREATE TABLE IF NOT EXISTS slots (
     round_id INTEGER NOT NULL, client_id TEXT NOT NULL, sequence INTEGER NOT NULL,
     digest BLOB NOT NULL, answer BLOB, PRIMARY KEY (round_id, client_id, sequence)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS known_names (
+    round_id INTEGER NOT NULL, client_id TEXT NOT NULL, sequence INTEGER NOT NULL, digest BLOB NOT NULL,
+    PRIMARY KEY (round_id, client_id, sequence, digest)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS measured (
+    round_id INTEGER NOT NULL, kind TEXT NOT NULL, client_id TEXT NOT NULL, metrics TEXT NOT NULL,
+    num_examples INTEGER NOT NULL, PRIMARY KEY (round_id, kind, client_id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS states (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS nonces (
     nonce BLOB PRIMARY KEY, client_id TEXT NOT NULL, seconds REAL NOT NULL
 ) WITHOUT ROWID;
@@ -67,10 +80,13 @@ CREATE TABLE IF NOT EXISTS fates (
     round_id INTEGER NOT NULL, client_id TEXT NOT NULL, fate TEXT NOT NULL, PRIMARY KEY (client_id, round_id)
 ) WITHOUT ROWID;
 """
+_PLACE = "round_id = ? AND client_id = ? AND sequence = ?"
 ROUNDS_REMEMBERED = 64
 """Rounds whose slots and fates are kept."""
 MOST_TOLD = 100
 """Refusals for one reason that are told of one client and round: it may send as often as it likes."""
+MOST_KNOWN = 32
+"""Names of one client and round that were claimed more than once, and are kept when they are refused."""
 BUSY_SECONDS = 10.0
 
 
@@ -91,12 +107,23 @@ class Asked:
 
 @dataclass(frozen=True)
 class Slot:
-    """An upload's place: one body."""
+    """An upload's place: one body.
+
+    Attributes:
+        digest: Its name in the path, hexadecimal.
+        head: Its head's SHA-256, which is the name that newer clients say; empty: as `digest`.
+    """
 
     round_id: int
     client_id: str
     sequence: int
     digest: str
+    head: str = ""
+
+    @property
+    def names(self) -> tuple[bytes, bytes]:
+        """By which the same body may have been claimed before."""
+        return bytes.fromhex(self.digest), bytes.fromhex(self.head or self.digest)
 
 
 class ClaimKind(StrEnum):
@@ -105,7 +132,7 @@ class ClaimKind(StrEnum):
     FRESH = "fresh"
     """It is this upload's now."""
     AGAIN = "again"
-    """The same body had claimed it, and what became of it is not known here."""
+    """The same body had claimed it before, and may have been accepted then."""
     ANSWERED = "answered"
     """The same body was accepted before."""
     TAKEN = "taken"
@@ -124,7 +151,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A judged upload: accepted with an `answer`, or refused for a `reason`; both None: try again."""
+    """A judged upload: accepted with an `answer`, or refused for a `reason`; both None: try again.
+
+    Both: its row was accepted before. If it was claimed more than once, that was this very body; else it is
+    refused.
+    """
 
     slot: Slot
     answer: bytes | None = None
@@ -168,13 +199,10 @@ class Register(Role):
         self._lock = threading.RLock()
         self._nonce_seconds = nonce_seconds
         self._swept = 0.0
-        self._seen: dict[str, float] = {}
         self._refusals: dict[int, Counter[tuple[str, str]]] = {}
-        self._measured: dict[tuple[str, int], OrderedDict[str, Measured]] = {}
         self._round: OpenRound | None = None
         self._model: NDArray[np.float32] = np.zeros(0, np.float32)
         self._model_sha256 = ""
-        self._is_paused = False
         self._session_key = os.urandom(32)
         self._began = time.time()
         self._history = RoundHistory()
@@ -197,6 +225,12 @@ class Register(Role):
             raise StorageError(f"{path}: the gateways' register cannot be used: {error}") from None
         self._enrolments = Enrolments(self._db)
         self._enrolments.serve(federation_id)
+        # A nonce says who has asked when, for as long as it is remembered.
+        self._seen: dict[str, float] = dict(
+            self._db.execute("SELECT client_id, MAX(seconds) FROM nonces GROUP BY client_id").fetchall()
+        )
+        found = self._db.execute("SELECT value FROM states WHERE name = 'is_paused'").fetchone()
+        self._is_paused = found == ("yes",)
 
     def close(self) -> None:
         """Close the file."""
@@ -292,42 +326,19 @@ class Register(Role):
             ).fetchone()
         return None if found is None else found[0]
 
-    def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Note what became of uploads; one of unknown fate keeps its slot."""
+    def settle(self, outcomes: Sequence[Outcome]) -> tuple[bytes | None, ...]:
+        """Note what became of uploads; one of unknown fate keeps its slot.
+
+        Returns:
+            What each is answered from now on; None unless it was accepted.
+        """
         with self._lock, self._transaction():
-            for outcome in outcomes:
-                slot = outcome.slot
-                place = slot.round_id, slot.client_id, slot.sequence
-                if outcome.answer is not None:
-                    # The basket has it: a refused copy that was settled before may have freed the slot.
-                    self._db.execute(
-                        "INSERT INTO slots VALUES (?, ?, ?, ?, ?) "
-                        "ON CONFLICT (round_id, client_id, sequence) DO UPDATE "
-                        "SET digest = excluded.digest, answer = excluded.answer",
-                        (*place, bytes.fromhex(slot.digest), outcome.answer),
-                    )
-                    self._note_fate(slot, "accepted")
-                    self._history.note_outcome(slot.client_id, slot.round_id, None)
-                    if outcome.metrics:
-                        said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
-                        self._measured.setdefault(("trained", slot.round_id), OrderedDict())[
-                            slot.client_id
-                        ] = said
-                elif outcome.reason is not None:
-                    self._db.execute(
-                        "DELETE FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ? "
-                        "AND digest = ? AND answer IS NULL",
-                        (*place, bytes.fromhex(slot.digest)),
-                    )
-                    self._note_fate(slot, outcome.reason)
-                    self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)
-                    counts = self._refusals.setdefault(slot.round_id, Counter())
-                    counts[slot.client_id, outcome.reason] += 1
+            return tuple(self._settle(outcome) for outcome in outcomes)
 
     def note_evaluation(self, round_id: int, measured: Measured) -> None:
         """Note what a client measured of the model that a round began with."""
         with self._lock:
-            self._measured.setdefault(("evaluated", round_id), OrderedDict())[measured.client_id] = measured
+            self._note_measured(round_id, "evaluated", measured)
 
     @query
     def fates(self, client_id: str, most: int) -> tuple[tuple[int, str], ...]:
@@ -349,12 +360,11 @@ class Register(Role):
                 self._model_sha256 = hashlib.sha256(self._model.tobytes()).hexdigest()
             self._round = replace(opened, number=number, model_sha256=self._model_sha256)
             oldest = opened.round_id - ROUNDS_REMEMBERED
-            for table in ("slots", "fates"):
+            for table in ("slots", "fates", "known_names"):
                 self._db.execute(f"DELETE FROM {table} WHERE round_id < ?", (oldest,))
+            self._db.execute("DELETE FROM measured WHERE round_id < ?", (opened.round_id,))
             for round_id in [known for known in self._refusals if known < opened.round_id]:
                 del self._refusals[round_id]
-            for place in [place for place in self._measured if place[1] < opened.round_id]:
-                del self._measured[place]
 
     @query
     def current(self, number: int = -1) -> OpenRound | None:
@@ -382,8 +392,8 @@ class Register(Role):
                 {client: fate for client, fate in fates.items() if fate != "accepted"},
                 tuple(sorted(one for one, count in counts.items() for _ in range(min(count, MOST_TOLD)))),
                 dict(self._seen),
-                tuple(self._measured.get(("trained", round_id), {}).values()),
-                tuple(self._measured.get(("evaluated", round_id), {}).values()),
+                self._measured(round_id, "trained"),
+                self._measured(round_id, "evaluated"),
                 self._is_paused,
                 self._round is not None,
                 self._began,
@@ -411,6 +421,8 @@ class Register(Role):
     def pause(self, is_paused: bool) -> None:
         """Have no round close, or go on."""
         with self._lock:
+            said = "yes" if is_paused else "no"
+            self._db.execute("INSERT OR REPLACE INTO states VALUES ('is_paused', ?)", (said,))
             self._is_paused = is_paused
 
     def keep_only(self, round_id: int, accepted: Sequence[str]) -> None:
@@ -422,7 +434,7 @@ class Register(Role):
                 (round_id, round_id),
             ).fetchall():
                 if client_id not in accepted:
-                    for table in ("slots", "fates"):
+                    for table in ("slots", "fates", "known_names"):
                         self._db.execute(
                             f"DELETE FROM {table} WHERE round_id = ? AND client_id = ?", (round_id, client_id)
                         )
@@ -457,16 +469,70 @@ class Register(Role):
     def _claim(self, slot: Slot) -> Claim:
         if self._enrolments.is_revoked(slot.client_id):
             return Claim(ClaimKind.REVOKED)
-        place, digest = (slot.round_id, slot.client_id, slot.sequence), bytes.fromhex(slot.digest)
-        found = self._db.execute(
-            "SELECT digest, answer FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ?", place
-        ).fetchone()
-        if found is None:
-            self._db.execute("INSERT INTO slots VALUES (?, ?, ?, ?, NULL)", (*place, digest))
-            return Claim(ClaimKind.FRESH)
-        if found[0] != digest:
+        place, names = (slot.round_id, slot.client_id, slot.sequence), slot.names
+        found = self._db.execute(f"SELECT digest, answer FROM slots WHERE {_PLACE}", place).fetchone()
+        if found is not None and found[1] is not None:
+            return Claim(ClaimKind.ANSWERED, found[1]) if found[0] in names else Claim(ClaimKind.TAKEN)
+        is_again = (found is not None and found[0] in names) or self._is_known(slot)
+        if found is not None and not is_again:
             return Claim(ClaimKind.TAKEN)
-        return Claim(ClaimKind.AGAIN) if found[1] is None else Claim(ClaimKind.ANSWERED, found[1])
+        if found is None:
+            self._db.execute("INSERT INTO slots VALUES (?, ?, ?, ?, NULL)", (*place, names[0]))
+        if is_again:
+            # Of the two, one may be refused as a copy and free the slot, and the other be accepted.
+            self._db.execute(
+                "INSERT OR IGNORE INTO known_names SELECT ?, ?, ?, ? WHERE "
+                "(SELECT COUNT(*) FROM known_names WHERE round_id = ? AND client_id = ?) < ?",
+                (*place, names[0], *place[:2], MOST_KNOWN),
+            )
+        return Claim(ClaimKind.AGAIN if is_again else ClaimKind.FRESH)
+
+    def _settle(self, outcome: Outcome) -> bytes | None:
+        slot = outcome.slot
+        place, names = (slot.round_id, slot.client_id, slot.sequence), slot.names
+        is_repeated = outcome.reason is not None
+        if outcome.answer is not None and (not is_repeated or self._is_known(slot)):
+            # The basket has it: a refused copy that was settled before may have freed the slot, and another
+            # gateway may have its receipt.
+            first = "" if is_repeated else " OR TRUE"
+            self._db.execute(
+                "INSERT INTO slots VALUES (?, ?, ?, ?, ?) ON CONFLICT (round_id, client_id, sequence) "
+                "DO UPDATE SET digest = excluded.digest, answer = excluded.answer "
+                f"WHERE answer IS NULL{first}",
+                (*place, names[0], outcome.answer),
+            )
+            self._note_fate(slot, "accepted")
+            self._history.note_outcome(slot.client_id, slot.round_id, None)
+            if outcome.metrics:
+                said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
+                self._note_measured(slot.round_id, "trained", said)
+            found = self._db.execute(f"SELECT answer FROM slots WHERE {_PLACE}", place).fetchone()
+            return None if found is None else found[0]
+        if outcome.reason is not None:
+            self._db.execute(
+                f"DELETE FROM slots WHERE {_PLACE} AND digest IN (?, ?) AND answer IS NULL", (*place, *names)
+            )
+            self._note_fate(slot, outcome.reason)
+            self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)
+            self._refusals.setdefault(slot.round_id, Counter())[slot.client_id, outcome.reason] += 1
+        return None
+
+    def _is_known(self, slot: Slot) -> bool:
+        """Whether a body was claimed while it was under way: it may have been accepted then."""
+        place = slot.round_id, slot.client_id, slot.sequence
+        known = f"SELECT 1 FROM known_names WHERE {_PLACE} AND digest IN (?, ?)"
+        return self._db.execute(known, (*place, *slot.names)).fetchone() is not None
+
+    def _note_measured(self, round_id: int, kind: str, said: Measured) -> None:
+        row = round_id, kind, said.client_id, json.dumps(dict(said.metrics)), said.num_examples
+        self._db.execute("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?)", row)
+
+    def _measured(self, round_id: int, kind: str) -> tuple[Measured, ...]:
+        found = self._db.execute(
+            "SELECT client_id, metrics, num_examples FROM measured WHERE round_id = ? AND kind = ?",
+            (round_id, kind),
+        )
+        return tuple(Measured(client, json.loads(metrics), count) for client, metrics, count in found)
 
     def _note_fate(self, slot: Slot, fate: str) -> None:
         """A client's fate in a round is that of an accepted update, if it has one."""

@@ -17,6 +17,7 @@ from scarcity_ray.federation.site_cohort import register_site
 from scarcity_ray.gateway.enrolments import Enrolment
 from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.register_client import RegisterClient
+from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray_client import PrivateEvaluation, SiteNoise
 from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.policy import SignedPolicy
@@ -44,7 +45,7 @@ class ServedTerms:
 
     Attributes:
         noise: With which clients noise their rows; None under central noise, and where it is none.
-        row_mu: What a row costs its sender; None: it is not stated.
+        row_mu: What a row costs its sender; None: it is not stated (`release_mu`).
         min_persons: None where a client is the unit.
         asks_evaluation: Whether sites measure the round's model.
     """
@@ -85,7 +86,7 @@ class ServedTerms:
             dict(config.meta_parameters),
             private_evaluation,
             noise if is_noised else None,
-            noise.mu if is_noised and noise is not None else None,
+            noise.mu if is_noised and noise is not None else release_mu(plan),
             config.privacy.min_persons,
             asks_evaluation,
         )
@@ -123,6 +124,17 @@ class ServedTerms:
             head,
             self.asks_evaluation,
         )
+
+
+def release_mu(plan: FederationPlan) -> float | None:
+    """What a row costs its sender under central noise, by the noise that is configured.
+
+    A release holds a client's rows only if it has sent one since the last that did, so that as many releases
+    do as it sent rows, at most. None where that is not all, or no number: with gossip, whose messages are
+    charged by themselves, with noise that falls, without Layer 2, and without a claim.
+    """
+    is_all = plan.config.layer2.enabled and not plan.gossip_share and plan.schedule.is_constant
+    return plan.mu_release if is_all and plan.site_noise is None and math.isfinite(plan.mu_release) else None
 
 
 class SiteDesk:

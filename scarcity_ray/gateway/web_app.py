@@ -71,6 +71,7 @@ from scarcity_ray_client.wire import (
     is_named,
     read_update_body,
     sign_answer,
+    update_name,
 )
 
 T = TypeVar("T")
@@ -435,7 +436,9 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
         _check_counts(sequence=header.sequence, num_examples=header.num_examples)
         _check_metrics(header.metrics)
-        answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
+        answer = await self._within(
+            self._judging.ask(Upload(site, header, row, key.digest, update_name(body)))
+        )
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
         return _json(answer.answer, 201 if answer.is_new else 200)

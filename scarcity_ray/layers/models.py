@@ -40,7 +40,8 @@ class BasketModel:
     `HierarchicalFederation.get_basket_model` shows it only if the config allows.
 
     Attributes:
-        aggregate: float32, shape (d,), norm at most ``layer1.clip_norm``.
+        aggregate: float32, shape (d,), norm at most ``layer1.clip_norm``; of tensors, one on
+            their device.
         n_contributors: Clients whose rows went into the rule.
         round_id: Round in which it was made.
         timestamp: Seconds since the epoch.

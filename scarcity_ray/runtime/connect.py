@@ -124,7 +124,10 @@ def expect_cluster(address: str) -> None:
             stream.sendall(_HTTP2_PREFACE)
             greeting = stream.recv(9)
     except OSError as error:
-        raise UsageError(f"no Ray cluster answers at {address!r}: {error}") from None
+        raise UsageError(
+            f"no Ray cluster answers at {address!r}: {error}; start one there (ray start --head), or "
+            "leave the address out: one is then started here"
+        ) from None
     if len(greeting) < 9 or greeting[3] != 4:
         raise UsageError(f"what answers at {address!r} is no Ray cluster (is it the dashboard's port?)")
     _expect_admission(address)

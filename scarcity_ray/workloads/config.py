@@ -396,7 +396,9 @@ def _check_clients(job: Job) -> None:
         raise ConfigError(
             "federation.layer2.min_baskets",
             layer2.min_baskets,
-            f"at most {len(job.basket_sizes)}, the baskets that {count} clients fill",
+            f"at most {len(job.basket_sizes)}, the baskets that {count} clients fill; a smaller "
+            "basket.max_clients or more domains make more baskets, and a few large clients are best "
+            "a domain each, with privacy.unit: person (scarcity-ray init NAME --sites N makes such a job)",
         )
     if training.evaluate_clients and not _offers(job, "evaluate_client"):
         raise ConfigError(

@@ -93,7 +93,8 @@ class Summary:
             clients. None if no round was made.
         initial: Of the initial model.
         best_round: The round whose model was best, and its metrics.
-        epsilon_spent: By the client that has spent most.
+        epsilon_spent: By the client that has spent most, in this budget period; `total_epsilon` is the
+            period's, which a renewal may have changed.
         budget_spent_early: Whether the budget ended before the last round.
         stopped: Why the rounds ended, if not because all were made.
         releases: Rounds with a global model.

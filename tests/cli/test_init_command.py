@@ -67,6 +67,36 @@ def test_with_sites_the_servers_folder_holds_no_patient_of_a_site(call):
         load_site_file(Path("town", place, "workload.yaml"), place, "f")
 
 
+def test_a_site_is_told_of_rows_that_nothing_is_learned_of(call):
+    assert call("town", "--sites", "2").exit_code == 0
+    table = Path("town/hospital_1/data.csv")
+    head, *rows = table.read_text().splitlines()
+    worded = [",".join([*row.split(",")[:2], "old", *row.split(",")[3:]]) for row in rows]
+    table.write_text("\n".join([head, *worded]))
+    with pytest.warns(UserWarning, match=r"data.csv: age is not a number in (\d+) of \1 rows"):
+        load_site_file(Path("town/hospital_1/workload.yaml"), "hospital_1", "f")
+
+
+def test_a_served_job_is_planned_whatever_table_the_server_has(call):
+    assert call("town", "--sites", "2").exit_code == 0
+    table = Path("town/server/data.csv")  # one practice alone, of which no release could be made
+    head, first, *_ = table.read_text().splitlines()
+    table.write_text("\n".join([head] + [first] * 10))
+    planned = CliRunner().invoke(main, ["plan", "town/server/job.yaml", "--format", "json"])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["baskets"]["number"] == 2
+
+
+@pytest.mark.parametrize("content", [None, "Größe;Alter\n".encode("latin-1")])
+def test_a_table_that_cannot_be_read_is_named(call, content):
+    _, workload = made(call, "numpy")
+    Path("wards/data.csv").unlink()
+    if content is not None:
+        Path("wards/data.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data.csv: no CSV in UTF-8 beside workload.py or in"):
+        workload.clients()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_trains_a_client_and_is_measured(call, kind):
     pytest.importorskip(KINDS[kind])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from scarcity_ray import HierarchicalFederation
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.main import main
 from scarcity_ray.workloads import digit_images
@@ -109,7 +110,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path):
 
 
 @pytest.mark.long
-def test_a_spent_budget_is_exit_code_3_with_everything_written(tmp_path):
+def test_a_spent_budget_is_exit_code_3_and_once_renewed_the_run_goes_on(tmp_path):
     result = _run(
         QUICKSTART,
         tmp_path / "out",
@@ -118,7 +119,16 @@ def test_a_spent_budget_is_exit_code_3_with_everything_written(tmp_path):
     assert result.exit_code == ExitCode.BUDGET_SPENT
     assert "The privacy budget was spent after round" in result.stdout
     assert (tmp_path / "out" / "report.html").exists()
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget_spent_early"]
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert before["budget_spent_early"]
+    with HierarchicalFederation.restore(str(tmp_path / "out" / "state"), runtime="local") as fed:
+        fed.renew_budget(7.0, 1e-5, operator="ann")
+    result = _call("run", "--resume", tmp_path / "out")
+    assert result.exit_code == ExitCode.BUDGET_SPENT
+    after = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert after["rounds"] > before["rounds"]
+    assert 0 < after["epsilon_spent"] <= after["total_epsilon"] == 7.0
+    assert "and was renewed once" in after["privacy_claim"][0]
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.receipts import ReceiptBatch, SignedReceipt
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome
-from scarcity_ray_client.site_ledger import Head
+from scarcity_ray_client.site_ledger import Head, SiteLedger
 from scarcity_ray_client.updates import content_digest
 from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, RoundState, UpdateAnswer
 from tests.client.fake_gateway import BASKET, FEDERATION, FakeGateway, lost_answer, lost_request, said
@@ -376,6 +376,43 @@ def test_another_model_than_the_named_one_is_never_trained_from(client, gateway)
         client.model(facts)
 
 
+def begins_again(gateway, **changed):
+    """The server is started again while a site trains: the same round and model, and a run of its own."""
+
+    def begun(handler, answer):
+        gateway.scope = replace(gateway.scope, run=78)
+        gateway.publish(0, **changed)
+        answer()
+
+    return begun
+
+
+def test_a_row_is_signed_anew_for_a_server_that_was_started_again(client, gateway, events):
+    goes_on(gateway, 2, **NOISED)
+    gateway.publish(0, **NOISED)
+    client.enrol()
+    gateway.faults = [lambda handler, answer: answer()] * 2 + [begins_again(gateway, **NOISED)]
+    site = a_site(policy=a_policy(unit="person"), noised_alone=True)
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0, 1]
+    assert list(gateway.updates) == [0, 1]
+    assert not [event for event in events if event.kind == "refused"]
+    first, second = (
+        Head().extended(header.site_ledger).num_rows for header, _, _ in gateway.updates.values()
+    )
+    assert second == first + 1  # no row was drawn or charged anew
+
+
+def test_a_row_of_another_model_is_not_signed_anew(client, gateway):
+    client.enrol()
+    gateway.publish(0)
+    row = np.full(4, 0.25, np.float32)
+    answer = client.round()  # its model was never fetched: nobody knows what the row was made of
+    begins_again(gateway)(None, lambda: None)
+    assert client.submit(answer, row, 30).code is ErrorCode.REFUSED
+    assert gateway.updates == {}
+
+
 NOISE = SiteNoise(mu=0.3, clip_norm=1.0, min_persons=10, dimension=4)
 NOISED = {"noise": NOISE, "unit": "person", "min_persons": 10, "row_mu": 0.3}
 
@@ -408,11 +445,28 @@ def test_nothing_is_sent_beyond_the_ceiling(client, gateway):
     assert 1 <= len(gateway.updates) < 5
 
 
-def test_a_promise_is_kept_by_the_stated_costs(client, gateway):
+def test_a_promise_is_kept_by_the_stated_costs(client, gateway, home, events):
+    """Under central noise: the site sees what its rows cost, by what the federation says."""
     goes_on(gateway, 50, row_mu=0.5)
     gateway.publish(0, row_mu=0.5)
     assert client.run(a_site(policy=a_policy(4.0))) is Ending.AT_CEILING
-    assert 1 <= len(gateway.updates) < 5
+    sent = len(gateway.updates)
+    assert 1 <= sent < 5
+    assert all(header.site_ledger is None for header, _, _ in gateway.updates.values())
+    told = [event for event in events if event.kind == "ledger"][-1]
+    assert told.text.endswith("of 4 is spent, if the federation noises each release as it says")
+    assert told.facts["epsilon_spent"] == Accounting.ZCDP.epsilon_of(0.5 * np.sqrt(sent), 1e-6)
+    with SiteLedger.existing(home.folder / "ledger.sqlite") as ledger:
+        assert (ledger.epsilon_spent, ledger.is_proof) == (told.facts["epsilon_spent"], False)
+    with pytest.raises(SiteLedgerRefused, match="cannot be opened"):
+        SiteLedger.existing(home.folder / "none.sqlite")
+
+
+def test_a_site_without_a_policy_is_told_that_it_counts_nothing(client, gateway, events):
+    goes_on(gateway, 2, row_mu=0.5)
+    gateway.publish(0, row_mu=0.5)
+    client.run(a_site())
+    assert kinds(events).count("no_policy") == 1
 
 
 def test_where_no_cost_is_stated_it_says_who_keeps_the_ceiling(client, gateway, home, events):

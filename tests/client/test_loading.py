@@ -183,3 +183,10 @@ def test_only_modules_of_a_jobs_folder_travel(folder, monkeypatch):
     monkeypatch.setattr("scarcity_ray_client.loading.MOST_SOURCE_BYTES", 100)
     with pytest.raises(UsageError, match="more than 100 bytes of Python"):
         source_folder(made)
+    monkeypatch.undo()
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match=r"working folder was removed.*--temp-dir"):
+        source_folder(made)

@@ -87,6 +87,7 @@ class Site:
     chain: Path | None = None
     connection: http.client.HTTPConnection | None = None
     occasion: str = ""
+    address: str = ""
 
     def ask(
         self,
@@ -113,8 +114,9 @@ class Site:
             self.occasion = made.occasion(self.federation_id, method, target)
             given = {**made.headers(), **given}
         if self.connection is None:
+            source = (self.address, 0) if self.address else None
             self.connection = http.client.HTTPSConnection(
-                "localhost", self.port, context=self.context(), timeout=20
+                "localhost", self.port, context=self.context(), timeout=20, source_address=source
             )
         try:
             self.connection.request(method, target, body or None, given)

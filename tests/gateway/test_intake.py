@@ -21,7 +21,7 @@ from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, UpdateHeader
 def test_a_refusal_that_may_pass_is_to_be_sent_again(reason: Rejection) -> None:
     header = UpdateHeader("ann", 3, 0, 1, None, bytes(64))
     upload = Upload(Enrolment("ann", "a", bytes(32)), header, np.zeros(2, np.float32), "0" * 64)
-    answer, outcome = _answered(upload, Receipt(False, reason, "b", 3), was_claimed=False)
+    answer, outcome = _answered(upload, Receipt(False, reason, "b", 3))
     assert isinstance(answer, ErrorAnswer)
     assert answer.code is ErrorCode.BUSY
     assert (outcome.answer, outcome.reason) == (None, None)
@@ -44,7 +44,8 @@ def test_a_row_that_its_site_has_not_signed_is_not_charged_to_it() -> None:
     driver: Any = SimpleNamespace(
         supervisor=SimpleNamespace(plan=plan), signing_scope=lambda: scope, submit=submit
     )
-    register: Any = SimpleNamespace(call=lambda method, told: [Claim(ClaimKind.FRESH) for _ in told])
+    said = {"claim": Claim(ClaimKind.FRESH), "settle": None}
+    register: Any = SimpleNamespace(call=lambda method, told: [said[method.__name__] for _ in told])
     uploads = [Upload(site, header, sent, "0" * 64) for sent in (other, row)]
     refused, accepted = Intake(driver, register, None).take(uploads)
     assert isinstance(refused, ErrorAnswer)

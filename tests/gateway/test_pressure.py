@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.gateway.pressure import MOST_BUCKETS, Pressure, Rate, body_deadline
+from tests.gateway.sites import Served, Site, job
 
 CONFIG = GatewayConfig(
     open_requests=4, open_requests_per_client=2, requests_per_second=2.0, request_burst=3, bytes_in_flight=100
@@ -104,3 +107,20 @@ def test_what_nobody_has_signed_is_counted_by_its_address() -> None:
     assert pressure.become("proxy", "other", 0.0) == 0.0
     pressure.end("other")
     assert (pressure.open, dict(pressure._of)) == (0, {})
+
+
+@pytest.mark.long
+def test_what_is_sent_in_a_sites_name_uses_up_nothing_of_its_rate(tmp_path: Path) -> None:
+    """Where a proxy ends TLS, and signatures alone tell who asks: end to end."""
+    limits = {"requests_per_second": 1e-3, "request_burst": 4}
+    served = Served(tmp_path, job(tmp_path, tls="server", **limits))
+    served.start()
+    victim, other = served.site("a-1", "a"), served.site("a-2", "a")
+    thief = Site("a-1", served.port, victim.trust, authority=victim.authority, address="127.0.0.2")
+    thief.federation_id = victim.federation_id
+    assert [thief.ask("GET", "/v1/me").status for _ in range(6)] == [401] * 4 + [429] * 2
+    thief.address = "127.0.0.3"
+    thief.hang_up()
+    assert thief.ask("GET", "/v1/me").status == 401, "each address has its own"
+    assert [victim.ask("GET", "/v1/me").status for _ in range(5)] == [200] * 4 + [429]
+    assert other.ask("GET", "/v1/me").status == 200, "and what a site has signed is not its proxy's"

@@ -45,6 +45,7 @@ def test_a_slot_is_one_body(acts: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as place:
         book = register(Path(place))
         known: dict[int, tuple[int, bytes | None]] = {}
+        met_again: set[tuple[int, int]] = set()
         for act, sequence, body in acts:
             slot = Slot(3, "a", sequence, digest(10 * sequence + body))  # its header states the sequence
             if act == "restart":
@@ -52,11 +53,13 @@ def test_a_slot_is_one_body(acts: list[tuple[str, int, int]]) -> None:
                 book = register(Path(place))
                 continue
             (claim,) = book.claim([slot])
+            is_known = (sequence, body) in met_again  # it may have been accepted, though a copy was refused
             if sequence not in known:
-                assert claim.kind is ClaimKind.FRESH
+                assert claim.kind is (ClaimKind.AGAIN if is_known else ClaimKind.FRESH)
                 known[sequence] = body, None
             elif known[sequence][0] != body:
-                assert claim.kind is ClaimKind.TAKEN
+                is_known = is_known and known[sequence][1] is None
+                assert claim.kind is (ClaimKind.AGAIN if is_known else ClaimKind.TAKEN)
                 continue
             elif (answer := known[sequence][1]) is not None:
                 assert (claim.kind, claim.answer) == (ClaimKind.ANSWERED, answer)
@@ -64,6 +67,7 @@ def test_a_slot_is_one_body(acts: list[tuple[str, int, int]]) -> None:
                 continue
             else:
                 assert claim.kind is ClaimKind.AGAIN
+                met_again.add((sequence, body))
             if act == "accept":
                 answer = f"{sequence}/{body}".encode()
                 book.settle([Outcome(slot, answer)])
@@ -102,6 +106,7 @@ def test_a_nonce_is_taken_once(tmp_path: Path) -> None:
     (third,) = book.admit([asked], now + 1)
     assert isinstance(third, ErrorAnswer), "nor after a restart"
     assert book.revoke("a")
+    assert book.heard(0).last_seen == {"a": now}, "who was heard of before it died"
     again = SignedRequest.signed(identity, "f", "GET", "/v1/me", "a", now)
     (fourth,) = book.admit([Asked(again, "GET", "/v1/me", None)], now)
     assert isinstance(fourth, ErrorAnswer)
@@ -188,3 +193,47 @@ def test_a_refused_copy_takes_no_accepted_slot(tmp_path: Path, refused_first: bo
         made.settle([outcome])
     assert made.claim([slot]) == (Claim(ClaimKind.ANSWERED, b"receipt"),)
     assert made.claim([Slot(0, "a", 0, digest(2))])[0].kind is ClaimKind.TAKEN
+
+
+@pytest.mark.parametrize("names", [("head", "whole"), ("whole", "head")])
+def test_one_body_has_one_slot_under_both_its_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    """A client that was upgraded between an upload and its answer, or downgraded."""
+    head, whole = digest(1), digest(2)
+    slots = {"head": Slot(0, "a", 0, head, head), "whole": Slot(0, "a", 0, whole, head)}
+    first, second = (slots[name] for name in names)
+    made = register(tmp_path)
+    assert made.claim([first])[0].kind is ClaimKind.FRESH
+    if names == ("whole", "head"):
+        assert made.claim([second])[0].kind is ClaimKind.TAKEN, "its client says the other name then"
+        second = first
+    assert made.claim([second])[0].kind is ClaimKind.AGAIN
+    assert made.settle([Outcome(first, b"receipt")]) == (b"receipt",)
+    assert made.claim([second]) == (Claim(ClaimKind.ANSWERED, b"receipt"),)
+
+
+def test_a_client_that_is_refused_often_does_not_fill_the_register(tmp_path: Path) -> None:
+    made = register(tmp_path)
+    for number in range(100):
+        slot = Slot(3, "a", number, digest(number))
+        made.claim([slot, slot])
+        made.settle([Outcome(slot, reason="not_finite")])
+    assert made._db.execute("SELECT COUNT(*) FROM known_names").fetchone() == (32,)
+    assert made._db.execute("SELECT COUNT(*) FROM slots").fetchone() == (0,)
+
+
+def test_what_a_round_has_heard_outlives_the_register(tmp_path: Path) -> None:
+    book = register(tmp_path)
+    book.publish(OpenRound(RoundState.OPEN, "", 4, SigningScope("f"), 1.0), np.ones(3, np.float32))
+    book.settle([Outcome(Slot(4, "a", 0, digest(1)), b"yes", None, {"loss": 1.0}, 5)])
+    book.note_evaluation(4, Measured("b", {"accuracy": 0.5}, 7))
+    book.pause(True)
+    before = book.heard(4)
+    book.close()
+    book = register(tmp_path)
+    heard = book.heard(4)
+    assert heard.trained == before.trained == (Measured("a", {"loss": 1.0}, 5),)
+    assert heard.evaluated == before.evaluated == (Measured("b", {"accuracy": 0.5}, 7),)
+    assert heard.is_paused, "as an operator has said"
+    assert not heard.is_published, "and the server tells it the round again"
+    book.publish(OpenRound(RoundState.OPEN, "", 5, SigningScope("f"), 1.0), None)
+    assert book.heard(4).trained == (), "of a round that is over"

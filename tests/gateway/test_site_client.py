@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
 from scarcity_ray_client.command import ExitCode, command
+from scarcity_ray_client.connection import GatewayConnection, GatewayUnreachable
 from scarcity_ray_client.receipts import ReleaseRecord, SignedReceipt
 from tests.gateway.sites import Served, job
 
@@ -193,7 +194,11 @@ def test_a_site_that_is_killed_in_its_training_goes_on(served: Served) -> None:
     ends_with_both(served, kit, file)
 
 
-def test_a_site_is_rotated_and_revoked_while_it_is_served(served: Served, capsys) -> None:
+def unreachable(*_: object, **__: object) -> None:
+    raise GatewayUnreachable("localhost: no answer")
+
+
+def test_a_site_is_rotated_and_revoked_while_it_is_served(served: Served, capsys, monkeypatch) -> None:
     kit = a_kit(served, "a")
     home = kit.with_suffix("")
     assert command(["enrol", str(kit)], environ={}) is ExitCode.DONE
@@ -205,6 +210,14 @@ def test_a_site_is_rotated_and_revoked_while_it_is_served(served: Served, capsys
     assert command(["status", str(home)], environ={}) is ExitCode.DONE
     assert "site a of domain a, basket a_basket_0" in capsys.readouterr().out
     assert "a  a  enrolled, certificate 90 days" in said("client-kit", "list", served.run)
+
+    with monkeypatch.context() as alone:  # as where the server has ended
+        alone.setattr(GatewayConnection, "ask", unreachable)
+        assert command(["status", str(home)], environ={}) is ExitCode.FAILED
+    told = capsys.readouterr()
+    assert "site a, as its own folder has it\nthis site's own ledger: none" in told.out
+    assert "\ncertificate: 90" in told.out
+    assert "no answer" in told.err
 
     said("client-kit", "revoke", served.run, "a")
     assert command(["status", str(home)], environ={}) is ExitCode.FAILED

@@ -201,7 +201,7 @@ def test_what_needs_a_global_model_is_refused_where_there_is_none(override, mess
             "federation.layer1.aggregation_method=bulyan",
             "layer1.*: .* is not accepted; .*bulyan with f = 2 needs 11",
         ),
-        ("federation.layer2.min_baskets=21", "federation.layer2.min_baskets: 21 is not accepted; at most 20"),
+        ("federation.layer2.min_baskets=21", "federation.layer2.min_baskets: 21 .* at most 20.* --sites N"),
         (
             "federation.layer2.central_dp_epsilon=11",
             "federation.layer2.central_dp_epsilon: 11.0 is not accepted",

@@ -22,6 +22,12 @@ def test_the_first_sentence_has_the_figures_and_the_accounting(noise, words):
     assert words in first
 
 
+def test_a_renewed_budget_is_said_beside_the_first():
+    first = privacy_claim(HierarchicalFederationConfig(), 11.7, renewals=2)[0]
+    assert first.startswith("(11.7, 0.0001)-differential privacy of all global models")
+    assert "the budget is (10, 0.0001) and was renewed 2 times" in first
+
+
 def test_without_a_budget_nothing_is_claimed():
     config = HierarchicalFederationConfig(total_epsilon=math.inf)
     assert privacy_claim(config, 1.0) == privacy_claim(HierarchicalFederationConfig(), math.inf)

@@ -181,7 +181,9 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, object], list[Pa
     except UsageError:
         raise
     except _OTHER_FILES as error:
-        raise UsageError(f"{os.fspath(path)} is no model that save_model wrote: {error}") from None
+        # NumPy's own words of another file tell the reader to load it unsafely.
+        why = "it is no .npz file" if "pickle" in str(error) else str(error)
+        raise UsageError(f"{os.fspath(path)} is no model that save_model wrote: {why}") from None
 
 
 def _bits(numbers: Numbers) -> Numbers:

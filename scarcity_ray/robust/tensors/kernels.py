@@ -66,7 +66,7 @@ CHUNK_FLOAT64 = 1024
 TILE_ENTRIES = {"cpu": 2**20}
 """Entries of a tile, by the type of device."""
 ELSEWHERE = 2**24
-"""The same on any other device; a tile takes about 16 bytes an entry (sorting makes int64 indices)."""
+"""The same on any other device; a tile takes about 20 bytes an entry (sorting makes int64 indices)."""
 
 NUMPYS_DEVICES: tuple[str, ...] = ("cpu",)
 """Types of device whose tensors NumPy reads in place and aggregates faster; tests of this module set none."""
@@ -207,8 +207,10 @@ class TensorRows:
         """The rows whose entries are all finite as float32, and their indices; these rows if all are."""
         finite = torch.ones(len(self), dtype=torch.bool, device=self.device)
         with torch.no_grad():
-            for tile in self.tiles():
-                finite &= torch.isfinite(tile).all(dim=1)
+            for columns in self.columns():
+                tile = self.raw_tile(columns)
+                # Both are NaN where an entry is; `isfinite` of the tile would write four tensors of its size.
+                finite &= torch.isfinite(tile.amax(dim=1)) & torch.isfinite(tile.amin(dim=1))
         kept = torch.nonzero(finite).flatten().tolist()
         if len(kept) == len(self):
             return self, kept
@@ -400,8 +402,8 @@ def _unequal(rows: TensorRows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 
 def _squares(rows: TensorRows) -> NDArray[np.float64]:
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for tile in rows.tiles():
-        total += tile.double().square_().sum(dim=1)
+    for columns in rows.columns():
+        total += torch.linalg.vector_norm(rows.raw_tile(columns), dim=1, dtype=torch.float64).square()
     return _numpy(total)
 
 

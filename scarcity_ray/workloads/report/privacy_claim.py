@@ -40,6 +40,7 @@ def privacy_claim(
     *,
     is_lab: bool = False,
     is_served: bool = False,
+    renewals: int = 0,
 ) -> tuple[str, ...]:
     """The claim in sentences, the first of which has the figures.
 
@@ -48,13 +49,17 @@ def privacy_claim(
         epsilon_spent: By the client that has spent most, in all periods of the budget together.
         is_lab: Whether there were simulated attackers or comparison runs.
         is_served: Whether clients were sites outside the cluster, which trained and noised at home.
+        renewals: How often the budget was renewed, each time by totals of its own (the ledger has them).
     """
+    budget = f"({config.total_epsilon:g}, {config.total_delta:g})"
+    if renewals:
+        budget += f" and was renewed {'once' if renewals == 1 else f'{renewals} times'} (ledger show)"
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
     if not config.layer2.enabled:
         return (
             f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all that any one client "
-            f"gossips in the whole run; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
+            f"gossips in the whole run; the budget is {budget}.",
             "Protected: the values of any one client's accepted updates, over the whole run (neighbours "
             "differ in one client's values: replace-one). That a client took part is public.",
             "Against: whoever sees every gossip message, the other members of its basket included. There is "
@@ -67,12 +72,11 @@ def privacy_claim(
         )
     plan = make_plan(config)
     if config.privacy.noise is NoisePlace.SITE:
-        return _of_noised_rows(config, epsilon_spent, is_lab=is_lab, is_served=is_served)
+        return _of_noised_rows(config, epsilon_spent, budget, is_lab=is_lab, is_served=is_served)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
-        f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
-        + _HOW_ADDED_UP[plan.accounting],
+        f"under this budget together; the budget is {budget}. " + _HOW_ADDED_UP[plan.accounting],
         *_whom(config, epsilon_spent, word),
         "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
         "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
@@ -108,7 +112,7 @@ def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str)
 
 
 def _of_noised_rows(
-    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool, is_served: bool
+    config: HierarchicalFederationConfig, epsilon_spent: float, budget: str, *, is_lab: bool, is_served: bool
 ) -> tuple[str, ...]:
     """The claim of a job whose clients noise their own rows, as tasks of the cluster or at home."""
     claim, plan = person_claim(config, epsilon_spent), make_plan(config)
@@ -117,8 +121,7 @@ def _of_noised_rows(
     free += [f"momentum ({config.layer1.momentum:g})"] if config.layer1.momentum else []
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all rows that any one client "
-        f"sent in the whole run; each client's budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
-        + _HOW_ROWS_ADD_UP[plan.accounting],
+        f"sent in the whole run; each client's budget is {budget}. " + _HOW_ROWS_ADD_UP[plan.accounting],
         *sentences,
         "Against: whoever reads messages, rows, basket models and released models, which are made of noised "
         f"rows: so {' and '.join(free)} cost nothing. A row counts once "

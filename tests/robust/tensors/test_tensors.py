@@ -135,6 +135,18 @@ def test_a_tensor_on_the_cpu_gives_numpys_bytes_and_a_tensor(monkeypatch, dtype)
         assert result.report is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_any_entry_that_is_not_finite_is_found_wherever_it_is(dtype):
+    for value in (np.nan, np.inf, -np.inf):
+        for place in (0, 1023, 1024, 1999, 2048):
+            rows = torch.randn((4, 2049), generator=torch.Generator().manual_seed(place)).to(dtype)
+            rows[0] = torch.finfo(dtype).max if dtype != torch.float64 else 3e38
+            rows[1, place] = value
+            tensors = kernels.TensorRows(rows)
+            assert tensors.finite()[1] == [0, 2, 3]
+            assert np.isfinite(tensors.norms()).tolist() == [True, False, True, True]
+
+
 def test_rows_that_are_not_finite_are_masked_and_counted():
     rows = torch.from_numpy(hostile_rows(np.random.default_rng(7)))
     rows[2, 2299], rows[9, 3] = float("nan"), float("-inf")
