@@ -39,6 +39,7 @@ from scarcity_ray.config import (
     stream,
 )
 from scarcity_ray.gossip import GossipProtocol, PeerSampler, Received
+from scarcity_ray.gossip.passes import draw_block
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SeededNoise, SystemNoise
@@ -165,7 +166,7 @@ def speed(quick: bool) -> Iterator[Row]:
 
 def floor_seconds(states: np.ndarray) -> float:
     """Drawing everybody's noise, and one read and one write of the states."""
-    source, copy = SystemNoise(), states.copy()
+    source, copy = SystemNoise(draw_block), states.copy()
     n, d = states.shape
     copying = best_of(3, lambda: np.copyto(copy, states))
     return copying + best_of(3, lambda: [source.standard_normal(d, "") for _ in range(n)])
@@ -176,7 +177,7 @@ def round_seconds(states: np.ndarray, epsilon: float) -> float:
     config = GossipConfig(local_dp_epsilon=epsilon, peers_per_round=PEERS, push_drift_threshold=0.0)
     n, d = states.shape
     plan = replace(federation(n, d, config).gossip, sigma_drift=0.0)
-    protocol, rounds = GossipProtocol(config, plan, "b", SystemNoise()), itertools.count()
+    protocol, rounds = GossipProtocol(config, plan, "b", SystemNoise(draw_block)), itertools.count()
     return best_of(4, lambda: whole_round(protocol, states, next(rounds)))
 
 

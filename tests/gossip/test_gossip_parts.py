@@ -10,6 +10,7 @@ from hypothesis import given
 
 from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler
 from scarcity_ray.gossip.materiality import ROUGHNESS, HalfVector
+from scarcity_ray.gossip.protocol import ROUNDING, GossipStep
 
 sizes = st.integers(1, 25)
 
@@ -136,3 +137,13 @@ def test_messages_know_their_age() -> None:
     assert message.age(12.5) == 2.5
     assert not message.is_expired(2.5, 12.5)
     assert message.is_expired(2.4, 12.5)
+
+
+@pytest.mark.parametrize("excess", [-1e-3, 0.0, 2.0**-24, 1e-6, 1e-3, 5.0])
+def test_what_is_released_has_at_most_the_clip_norm_to_float32_rounding(excess: float) -> None:
+    row = np.linspace(-1, 1, 1001)
+    row = (row / np.linalg.norm(row) * (1 + excess)).astype(np.float32)
+    norms = np.array([np.linalg.norm(row.astype(float))])
+    step = GossipStep(("a",), [row], norms, frozenset())
+    (clipped,) = step.clipped(["a"], 1.0)
+    assert np.linalg.norm(clipped.astype(float)) <= 1 + ROUNDING
