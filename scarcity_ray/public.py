@@ -42,6 +42,7 @@ from scarcity_ray.errors import (
 from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.federation.fit_terms import FitResult, RoundRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.pipeline import PendingReceipt
 from scarcity_ray.federation.waiting import Missing, WaitingFor
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
 from scarcity_ray.layers import (
@@ -104,6 +105,7 @@ __all__ = [
     "Missing",
     "NoiseWarning",
     "PeerSampler",
+    "PendingReceipt",
     "PrivacyAccountant",
     "PrivacyBudgetExhausted",
     "PrivacyWarning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from scarcity_ray.runtime.rpc import RoleName
@@ -17,6 +18,7 @@ DIRECTORY: RoleName[Directory] = RoleName("directory")
 GLOBAL: RoleName[GlobalAggregator] = RoleName("global")
 
 
+@cache
 def basket_actor(slot: int) -> RoleName[BasketHost]:
     """The name of the basket actor with number `slot`.
 

@@ -571,8 +571,8 @@ class Basket:
     def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
         """Clients whose drift test must be charged before it is made."""
         ids = self.states.ids()
-        states = self.states.rows(ids)
-        return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members))
+        states, norms = self.states.rows(ids), self.states.lengths(ids)
+        return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members), norms=norms)
 
     def gossip_test(self, allowed: Sequence[str]) -> tuple[str, ...]:
         """Clients that want to push, whose vector must be charged before it is noised."""
@@ -580,7 +580,7 @@ class Basket:
 
     def gossip_exchange(self, allowed: Sequence[str], now: float) -> int:
         """Noise, deliver and mix; the number of delivered messages."""
-        states = self.states.rows(self.states.ids())
+        states = self.states.rows_to_mix(self.states.ids())
         delivered = self._gossip.exchange(allowed, self.members, now, out=states).delivered
         if delivered:
             self._last_active = now

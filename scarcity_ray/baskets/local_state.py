@@ -16,6 +16,7 @@ Guarantees:
     a_row_enters_its_clients_momentum_once: However often its state is formed while it waits.
     momentum_travels_with_its_client_and_dies_with_its_registration
     a_state_that_is_formed_when_it_is_asked_for_is_the_one_of_its_last_update
+    a_known_norm_is_that_of_the_state: Through mixing, new updates, rounds and moves.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class LocalStates:
         self._unformed: dict[str, float] = {}
         self._meta: dict[str, MetaReport] = {}
         self._norms: dict[str, float] = {}
+        # Norms of states that nothing was written to since they were formed.
+        self._lengths: dict[str, float] = {}
         self._momenta: dict[str, Row] = {}
 
     def ids(self) -> tuple[str, ...]:
@@ -59,9 +62,22 @@ class LocalStates:
         return tuple(sorted(self._rows.keys() | self._unformed.keys()))
 
     def rows(self, client_ids: Sequence[str]) -> list[Row]:
-        """Their states themselves, not copies: gossip mixes into them."""
+        """Their states themselves, not copies: to be read only."""
         self._compute(client_ids)
         return [self._rows[client_id] for client_id in client_ids]
+
+    def rows_to_mix(self, client_ids: Sequence[str]) -> list[Row]:
+        """Their states themselves, to be written to by gossip."""
+        rows = self.rows(client_ids)
+        for client_id in client_ids:
+            self._lengths.pop(client_id, None)
+        return rows
+
+    def lengths(self, client_ids: Sequence[str]) -> NDArray[np.float64]:
+        """Norms of their states, (n,), to float32 rounding; those that are known are not computed."""
+        self._compute(client_ids)
+        known = self._lengths
+        return np.array([known.get(c) or row_norm(self._rows[c]) for c in client_ids], np.float64)
 
     def get(self, client_id: str) -> Row | None:
         """A client's state."""
@@ -95,6 +111,9 @@ class LocalStates:
             row = vote(client_id)
             norm = row_norm(row)
             self._rows[client_id] = self._with_momentum(client_id, clip_vector(row, clip_norm, norm))
+            self._lengths.pop(client_id, None)
+            if not self._config.layer1.momentum:
+                self._lengths[client_id] = min(norm, clip_norm)
             if self._config.expose_basket_models:
                 self._norms[client_id] = norm
 
@@ -143,14 +162,15 @@ class LocalStates:
     def take(self, client_id: str) -> tuple[Row | None, MetaReport | None, Row | None]:
         """Remove and return a client's state, waiting report and momentum; its updates wait still."""
         self._compute([client_id])
-        self._norms.pop(client_id, None)
+        for known in (self._norms, self._lengths):
+            known.pop(client_id, None)
         held = self._rows.pop(client_id, None), self._meta.pop(client_id, None)
         return *held, self._momenta.pop(client_id, None)
 
     def forget(self, client_id: str) -> None:
         """Remove a client's state, waiting report and momentum."""
         self._unformed.pop(client_id, None)
-        for held in (self._norms, self._rows, self._meta, self._momenta):
+        for held in (self._norms, self._lengths, self._rows, self._meta, self._momenta):
             held.pop(client_id, None)
 
     def momentum(self, client_id: str) -> Row | None:
@@ -164,7 +184,8 @@ class LocalStates:
         if momentum is not None:
             self._momenta[client_id] = np.array(momentum, np.float32)
         if row is not None:
-            self._unformed.pop(client_id, None)
+            for known in (self._unformed, self._lengths):
+                known.pop(client_id, None)
             self._rows[client_id] = np.array(row, np.float32)
         if meta is not None:
             self._meta[client_id] = meta

@@ -28,6 +28,8 @@ from scarcity_ray_client.receipts import ReceiptBatch, SignedReceipt
 
 T = TypeVar("T")
 
+STACKED_BYTES = 1 << 16
+"""Longer updates are sent as they lie: a copy costs more than a message's part of its own."""
 JOINED = "<f4+report"
 """The dtype in the signed statement of a row that ends in its client's report: no array has it."""
 
@@ -176,6 +178,32 @@ class SubmissionBatch:
 
     def __len__(self) -> int:
         return len(self.client_ids)
+
+
+def joined(batches: Sequence[SubmissionBatch]) -> SubmissionBatch:
+    """Batches of one update each, for the same round, as one."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    rows = [batch.rows[0] for batch in batches]
+    arrays = [row for row in rows if isinstance(row, np.ndarray) and row.nbytes <= STACKED_BYTES]
+    are_alike = len(arrays) == len(rows) and len({(a.dtype, a.shape) for a in arrays}) == 1
+    return SubmissionBatch(
+        tuple(batch.client_ids[0] for batch in batches),
+        np.stack(arrays) if are_alike and arrays[0].ndim == 1 else tuple(rows),
+        first.round_id,
+        _column([batch.signatures for batch in batches]),
+        _column([batch.meta for batch in batches]),
+        _column([batch.sequences for batch in batches]),
+        _column([batch.num_examples for batch in batches]),
+    )
+
+
+def _column(singles: Sequence[tuple[T, ...] | None]) -> tuple[T | None, ...] | None:
+    """A column of entries that each are one, or not given; None if none is."""
+    if all(single is None for single in singles):
+        return None
+    return tuple(None if single is None else single[0] for single in singles)
 
 
 def charged_rows(

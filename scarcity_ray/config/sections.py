@@ -235,7 +235,8 @@ class RuntimeConfig:
     """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
     own, one without `baskets_per_actor` (docs/clusters.md)."""
     check_memory: StrictBool = True
-    """Whether `fit` refuses a round that would need more memory than the nodes have (docs/limits.md)."""
+    """Whether a federation, `fit` and `serve` refuse a round that would need more memory than the nodes have
+    (docs/limits.md)."""
 
 
 @settings

@@ -9,8 +9,8 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
@@ -19,7 +19,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
-from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName, Running
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -31,6 +31,19 @@ warnings.simplefilter("always", FaultWarning, append=True)
 
 RECOVERIES = 3
 """Times that one call may restart roles before it gives up."""
+
+
+@dataclass(frozen=True)
+class BegunCalls(Generic[T]):
+    """Calls to basket actors that are on their way, by slot, all under one number."""
+
+    calls: Mapping[int, Call[BasketHost, T]]
+    pending: Mapping[int, Running[T]]
+    number: IdempotencyKey
+
+    def are_answered(self) -> bool:
+        """Whether all answers are here, or lost."""
+        return all(answer.is_over() for answer in self.pending.values())
 
 
 class ActorClient:
@@ -78,16 +91,24 @@ class ActorClient:
         """
         return self._answer(role, Call(method, *args, **kwargs), self._next_id())
 
-    def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
+    def call_baskets(
+        self,
+        asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]],
+        begun: BegunCalls[T] | None = None,
+    ) -> dict[int, T]:
         """As `call`, for several basket actors in parallel; answers by slot.
 
         Args:
             asked: One call for all actors that this driver knows of, or a call for each slot.
+            begun: If they were sent already.
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
-        peers, number = self.supervisor.peers, self._next_id()
-        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
+        if begun is not None:
+            pending, number = begun.pending, begun.number
+        else:
+            peers, number = self.supervisor.peers, self._next_id()
+            pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
@@ -106,6 +127,12 @@ class ActorClient:
         for slot in lost:
             answers[slot] = self._answer(basket_actor(slot), asked[slot], number)
         return answers
+
+    def begin_baskets(self, asked: Mapping[int, Call[BasketHost, T]]) -> BegunCalls[T]:
+        """Send calls that `call_baskets` waits for later; one such at a time, others may come in between."""
+        peers, number = self.supervisor.peers, IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
+        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
+        return BegunCalls(asked, pending, number)
 
     def recover(self, *names: str) -> None:
         """Restart dead roles, and others that these need first; note and log what was lost.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.basket import BasketHost, SubmissionResult
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
 from scarcity_ray.actors.kept import CODEC
@@ -32,6 +32,7 @@ from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
+from scarcity_ray.federation.pipeline import PendingReceipt, Pipeline, Wave
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.stopping import finishing
 from scarcity_ray.federation.supervisor import Supervisor, lost_releases
@@ -66,6 +67,7 @@ class Driver:
 
     Attributes:
         keypairs: Of the clients that this driver signs for.
+        pipeline: Has the updates whose receipts come later; None until there is one.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Driver:
         self.told = told or Told()
         self.operator = operator
         self.keypairs: dict[str, IdentityKeyPair] = {}
+        self.pipeline: Pipeline | None = None
         self._told_registry: Registry | None = None
         self._told_period: int | None = None
         self._told_taken_over = False
@@ -257,17 +260,41 @@ class Driver:
             UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
         if self.supervisor.plan.site_noise is not None and not is_charged:
-            if not self.supervisor.plan.row_schedule.is_constant:
-                raise UsageError(
-                    "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each "
-                    "client the noise of its step before it draws; nobody can see of which step a row is "
-                    "that comes noised. Configure privacy.noise_decay: 1 to submit rows"
-                )
-            batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
+            batch = self._charged(batch)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
         answers, due = self._sent(batch)
-        if due and aggregate and self.config.auto_aggregate:
+        if due or any(receipt.reason is Rejection.READ_ONLY for receipt in answers):
+            return self._followed(batch, answers, due if aggregate else set())
+        return answers
+
+    def submit_later(self, batch: SubmissionBatch) -> PendingReceipt:
+        """As `submit` for one update, whose receipt comes later."""
+        if self.pipeline is None:
+            self.pipeline = Pipeline(self._begin, self._sent, self._followed)
+        return self.pipeline.offer(batch)
+
+    def _begin(self, batch: SubmissionBatch) -> Wave:
+        """Sign updates and send them to their baskets."""
+        if self.supervisor.plan.site_noise is not None:
+            batch = self._charged(batch)
+        if self.keypairs or batch.signatures is not None:
+            batch = self._with_signatures(batch)
+        by_slot, calls = self._routed(batch, range(len(batch)), fresh=False)
+        return Wave(batch, by_slot, self.client.begin_baskets(calls))
+
+    def _charged(self, batch: SubmissionBatch) -> SubmissionBatch:
+        if not self.supervisor.plan.row_schedule.is_constant:
+            raise UsageError(
+                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each "
+                "client the noise of its step before it draws; nobody can see of which step a row is "
+                "that comes noised. Configure privacy.noise_decay: 1 to submit rows"
+            )
+        return charged_rows(batch, self.config.vector_dim, self.charge_rows)
+
+    def _followed(self, batch: SubmissionBatch, answers: list[Receipt], due: set[str]) -> list[Receipt]:
+        """The receipts, after baskets that are due have aggregated."""
+        if due and self.config.auto_aggregate:
             self._run_layers(sorted(due))
             busy = [i for i, receipt in enumerate(answers) if receipt.reason is Rejection.BUSY]
             if busy:  # There may be room now.
@@ -277,28 +304,23 @@ class Driver:
             self.refuse_if_spent()
         return answers
 
-    def _sent(self, batch: SubmissionBatch) -> tuple[list[Receipt], set[str]]:
-        """Receipts for updates that were sent to their baskets, in order, and the baskets that are due."""
+    def _sent(self, batch: SubmissionBatch, wave: Wave | None = None) -> tuple[list[Receipt], set[str]]:
+        """Receipts for updates that were sent to their baskets, in order, and the baskets that are due.
+
+        Args:
+            wave: If they were sent already.
+        """
         receipts: dict[int, Receipt] = {}
         due: set[str] = set()
-        pending = list(range(len(batch.client_ids)))
+        pending: Sequence[int] = range(len(batch.client_ids))
         for fresh in (False, True, True):
-            routes = self.operations.locate([batch.client_ids[i] for i in pending], fresh=fresh)
-            by_slot: dict[int, list[int]] = defaultdict(list)
-            for index in pending:
-                if batch.client_ids[index] in routes:
-                    by_slot[routes[batch.client_ids[index]][1]].append(index)
-            now = self.client.now()
-            calls = {
-                slot: Call(
-                    BasketHost.submit,
-                    tuple(routes[batch.client_ids[i]][0] for i in indices),
-                    batch if len(indices) == len(batch.client_ids) else batch.take(indices),
-                    now,
-                )
-                for slot, indices in by_slot.items()
-            }
-            for slot, answer in self.client.call_baskets(calls).items():
+            if wave is None:
+                by_slot, calls = self._routed(batch, pending, fresh=fresh)
+                told_by = self.client.call_baskets(calls)
+            else:
+                by_slot, told_by = wave.by_slot, self.client.call_baskets(wave.calls.calls, wave.calls)
+                wave = None
+            for slot, answer in told_by.items():
                 told = answer.with_signed() if answer.signed else answer.receipts
                 receipts.update(zip(by_slot[slot], told, strict=True))
                 due.update(answer.due)
@@ -315,6 +337,27 @@ class Driver:
         answers = [receipts[i] for i in range(len(receipts))]
         self.supervisor.acknowledged.note(batch.client_ids, answers)
         return answers, due
+
+    def _routed(
+        self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool
+    ) -> tuple[Mapping[int, Sequence[int]], Mapping[int, Call[BasketHost, SubmissionResult]]]:
+        """Which of the pending updates go to which basket actor, and the calls that take them there."""
+        routes = self.operations.locate([batch.client_ids[i] for i in pending], fresh=fresh)
+        by_slot: dict[int, list[int]] = defaultdict(list)
+        for index in pending:
+            if batch.client_ids[index] in routes:
+                by_slot[routes[batch.client_ids[index]][1]].append(index)
+        now = self.client.now()
+        calls = {
+            slot: Call(
+                BasketHost.submit,
+                tuple(routes[batch.client_ids[i]][0] for i in indices),
+                batch if len(indices) == len(batch.client_ids) else batch.take(indices),
+                now,
+            )
+            for slot, indices in by_slot.items()
+        }
+        return by_slot, calls
 
     def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
         """What the baskets know of an accepted update."""

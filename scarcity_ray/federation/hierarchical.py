@@ -50,6 +50,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
+from scarcity_ray.federation.pipeline import PendingReceipt
 from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
@@ -297,11 +298,15 @@ class HierarchicalFederation:
         """Leave the federation; the driver that made it ends its actors, one that attached does not."""
         if not self._closed:
             try:
-                if self._owner:
-                    self.terminate()
+                if self._driver.pipeline is not None:
+                    self._driver.pipeline.drain()
             finally:
-                self._closed = True
-                self._runtime.close()
+                try:
+                    if self._owner:
+                        self._driver.supervisor.stop()
+                finally:
+                    self._closed = True
+                    self._runtime.close()
 
     def terminate(self) -> None:
         """End the federation's actors, whichever driver made them. Its ledger stays."""
@@ -564,6 +569,37 @@ class HierarchicalFederation:
             self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
         return self._open().submit(batch)[0]
+
+    def submit_update_async(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
+    ) -> PendingReceipt:
+        """Send a client's update without waiting for its receipt (docs/drivers.md#receipts-that-come-later).
+
+        The update is copied. It is on its way when this returns, or goes with the next message, once the one
+        before is answered: when this is called again, a receipt is asked for, or the federation is called in
+        any other way, which waits for all receipts first. Until its receipt is here, an update is not
+        acknowledged. Where 256 wait, or 32 MiB of them, the next one waits in this call.
+
+        The arguments are those of `offer_update`.
+
+        Raises:
+            UsageError: For a meta-parameter that was not declared.
+            ScarcityError: What an update before this one met; then this one is not taken.
+        """
+        batch = single_update(
+            self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
+        )
+        if self._closed:
+            raise UsageError("this federation is closed")
+        return self._driver.submit_later(batch)
 
     def submit_updates(
         self,
@@ -835,6 +871,8 @@ class HierarchicalFederation:
     def _open(self) -> Driver:
         if self._closed:
             raise UsageError("this federation is closed")
+        if self._driver.pipeline is not None:
+            self._driver.pipeline.drain()
         return self._driver
 
 

@@ -34,6 +34,7 @@ from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
 from scarcity_ray.federation.acknowledged import Acknowledged
 from scarcity_ray.federation.stored import write_record
+from scarcity_ray.forecast.memory import beyond_memory, least_clients
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan
@@ -98,11 +99,13 @@ class Supervisor:
             now: Seconds since the epoch.
 
         Raises:
-            UsageError: If the federation is running already, or asks for a GPU where there is none.
+            UsageError: If the federation is running already, asks for a GPU where there is none, or for more
+                memory than there is even in its smallest release.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
         suiting = self._suiting_actors()
+        self.check_memory(least_clients(self.identity.config), has_model=False)
         opened = self._open_ledger(now, must_exist=False, take_over=take_over)
         self.num_slots = 0 if self.identity.config.runtime.baskets_per_actor else suiting
         slots = [self._basket_spec(slot, opened) for slot in range(self.num_slots)]
@@ -115,6 +118,21 @@ class Supervisor:
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
         return opened
+
+    def check_memory(self, clients: int, *, has_model: bool = True) -> None:
+        """Refuse a round of so many clients that would end in a killed process.
+
+        Raises:
+            UsageError: With what each role needs, and what there is.
+        """
+        config, runtime = self.identity.config, self.runtime
+        if not (config.runtime.check_memory and self.has_layer2):
+            return
+        each = config.runtime.baskets_per_actor
+        actors = None if each else self.num_slots or runtime.default_basket_actors
+        held = {"has_model": has_model, "is_one_process": runtime.is_one_process}
+        if why := beyond_memory(config, clients, actors, runtime.node_bytes(), **held):
+            raise UsageError(why)
 
     def restore(self, take_over: bool, now: float, continues: Sequence[int]) -> BudgetStatus:
         """Start a stored federation's roles, which go on from what is kept of them; the budget's status.

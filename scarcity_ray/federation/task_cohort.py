@@ -42,7 +42,7 @@ from scarcity_ray.federation.training_round import (
     grouped,
     train_group,
 )
-from scarcity_ray.forecast import Warned, beyond_memory, warning_of_few_persons
+from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
 from scarcity_ray_client import Cause, Client, Noising, Refusal, SiteLedgers, Workload, checked_clients
@@ -96,7 +96,8 @@ class TaskCohort(Generic[Model]):
         count = len(self._clients)
         if (fit.terms.clients_per_round or count) + fit.terms.extra_clients > count:
             raise UsageError(f"clients_per_round and extra_clients: together more than the {count} clients")
-        self._check_memory(count)
+        sent = fit.terms.clients_per_round
+        driver.supervisor.check_memory(count if sent is None else sent + fit.terms.extra_clients)
         sources = source_folder(fit.workload)
         try:
             self._held = tasks.put((fit.workload, fit.codec), sources)
@@ -113,20 +114,6 @@ class TaskCohort(Generic[Model]):
         self._training: TrainingRound
         self._groups: list[Group]
         self._submitting: Submitting
-
-    def _check_memory(self, count: int) -> None:
-        """Refuse a round that would end in a killed process.
-
-        Raises:
-            UsageError: With what each role needs, and what there is.
-        """
-        config, runtime, terms = self._driver.config, self._driver.supervisor.runtime, self._terms
-        if not (config.runtime.check_memory and config.layer2.enabled):
-            return
-        sent = count if terms.clients_per_round is None else terms.clients_per_round + terms.extra_clients
-        actors = self._driver.supervisor.num_slots or runtime.default_basket_actors
-        if why := beyond_memory(config, sent, actors, runtime.node_bytes()):
-            raise UsageError(why)
 
     @property
     def num_bytes(self) -> int:

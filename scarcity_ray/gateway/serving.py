@@ -128,7 +128,9 @@ def serve_job(
         door = Serving(gateway, register_folder(kept, folder.state), terms).open(federation)
         try:
             enrolled = [site.client_id for site in door.sites()]
-            watcher.listening(Listening(door.url, enrolled, door.invited()))
+            invited = door.invited()
+            federation._open().supervisor.check_memory(len(enrolled) + len(invited))
+            watcher.listening(Listening(door.url, enrolled, invited))
             _fit(job, federation, door, gateway, training, watch, watcher, note, folder, resume=goes_on)
             end = RoundState.FINISHED, training.stopped or "all rounds are made"
         except BaseException:

@@ -153,6 +153,7 @@ class GossipProtocol:
         now: float,
         *,
         num_members: int | None = None,
+        norms: npt.NDArray[np.float64] | None = None,
     ) -> tuple[str, ...]:
         """Start a gossip round; return whose drift test must be charged now.
 
@@ -164,6 +165,8 @@ class GossipProtocol:
             states: Their states, n finite float32 rows (d,), kept until `exchange`.
             round_id: The federation round; later than the last one advances this protocol.
             num_members: Members of the basket, with or without a state; the number of states if None.
+            norms: (n,) of the states, to float32 rounding, where the caller knows them: states are clipped by
+                them before noise is added.
 
         Raises:
             UsageError: If ids, states or round do not fit.
@@ -172,7 +175,7 @@ class GossipProtocol:
         ids, dimension = tuple(client_ids), self.plan.dimension
         if list(ids) != sorted(set(ids)) or [len(row) for row in states] != [dimension] * len(ids):
             raise UsageError(f"gossip needs sorted ids and {len(ids)} rows of length {dimension}")
-        norms = row_norms(states)
+        norms = row_norms(states) if norms is None else norms
         if not np.isfinite(norms).all():
             raise UsageError(f"states of basket {self.basket_id!r} must be finite")
         self._clients.forget_gone(round_id, now)

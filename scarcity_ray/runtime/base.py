@@ -168,6 +168,8 @@ class Runtime(Protocol):
     """This process, as a driver."""
     serves_metrics: bool
     """Whether anything comes of `publish`."""
+    is_one_process: bool
+    """Whether all roles are in this process."""
 
     @property
     def machines(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec, labelled
-from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, Running, with_values
+from scarcity_ray.runtime.rpc import Compute, Handle, Peers, Running, with_values
 from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
@@ -86,7 +86,7 @@ class _Done:
 class Network(Protocol):
     """What carries the calls between roles; the tests' one delays and loses some (`tests/simulation`)."""
 
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+    def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         """Have a call done: `deliver` does it, now or later, once or never; its answer."""
 
 
@@ -96,7 +96,7 @@ class _LocalHandle:
     name: str
     network: Network | None
 
-    def call(self, method: str, *args: object) -> Future[Any]:
+    def call(self, method: str, *args: object) -> Running[Any]:
         try:
             sent = _isolated(args)
         except Exception as error:
@@ -105,7 +105,7 @@ class _LocalHandle:
             return self._deliver(method, sent)
         return self.network.carry(self.name, method, partial(self._deliver, method, sent))
 
-    def _deliver(self, method: str, sent: tuple[object, ...]) -> Future[Any]:
+    def _deliver(self, method: str, sent: tuple[object, ...]) -> Running[Any]:
         role = self.roles.get(self.name)
         if role is None:
             return _Done(error=ActorLost(self.name, "it is not running"))
@@ -195,6 +195,7 @@ class LocalRuntime:
     home = driver = "local"
     machines = 1
     serves_metrics = False
+    is_one_process = True
 
     def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False

@@ -161,7 +161,7 @@ class Future(Protocol[Answer]):
 
 
 class Running(Future[Answer], Protocol[Answer]):
-    """The answer of a task."""
+    """The answer of a call or a task, which can be looked for without waiting."""
 
     def is_over(self) -> bool:
         """Whether `result` would answer at once."""
@@ -170,7 +170,7 @@ class Running(Future[Answer], Protocol[Answer]):
 class Handle(Protocol):
     """A role whose methods can be called by their names; how a runtime sends a `Call`."""
 
-    def call(self, method: str, *args: object) -> Future[Any]:
+    def call(self, method: str, *args: object) -> Running[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
 
 
@@ -201,7 +201,7 @@ class Call(Generic[Called, Answer]):
 
     def send(
         self, peers: Peers, role: RoleName[Called], number: IdempotencyKey | None = None
-    ) -> Future[Answer]:
+    ) -> Running[Answer]:
         """Start the call; never blocks and never raises.
 
         Args:

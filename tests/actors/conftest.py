@@ -23,6 +23,9 @@ class Answer:
             raise self.error
         return self.value
 
+    def is_over(self) -> bool:
+        return True
+
 
 @dataclass
 class FakePeers:

@@ -64,7 +64,7 @@ def test_a_row_enters_its_clients_momentum_once():
 def test_gossip_moves_a_state_and_not_its_momentum():
     basket = Basket()
     basket.send([1.0, 0.0])
-    basket.states.rows(["a"])[0][:] = 7.0
+    basket.states.rows_to_mix(["a"])[0][:] = 7.0
     basket.aggregate()
     basket.send([1.0, 0.0])
     assert basket.aggregate()["a"] == pytest.approx([0.19, 0.0])
@@ -109,3 +109,28 @@ def test_a_state_that_is_formed_when_it_is_asked_for_is_the_one_of_its_last_upda
         assert late.states.ids() == asked.states.ids() == ("a",)
         for basket in (asked, late):
             basket.buffer.take_client("b")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_known_norm_is_that_of_the_state(momentum):
+    here, there = Basket(momentum=momentum), Basket(momentum=momentum)
+
+    def check(basket):
+        ids = basket.states.ids()
+        found = [np.linalg.norm(row.astype(float)) for row in basket.states.rows(ids)]
+        assert basket.states.lengths(ids) == pytest.approx(found, rel=2.0**-22)
+
+    here.states.clip_norm = 2.0
+    for row in ([30.0, 40.0], [0.3, 0.4]):
+        here.send(row)
+        check(here)
+    here.states.rows_to_mix(["a"])[0][:] = 7.0
+    check(here)
+    here.send([1.0, 0.0])
+    check(here)
+    here.states.age()
+    check(here)
+    there.send([9.0, 0.0])
+    check(there)
+    there.states.put("a", *here.states.take("a"))
+    check(there)

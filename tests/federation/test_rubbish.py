@@ -218,6 +218,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "disband_basket": ("d",),
         "submit_update": ("c0", ROWS[0]),
         "offer_update": ("c0", ROWS[0]),
+        "submit_update_async": ("c0", ROWS[0]),
         "submit_updates": (["c0"], ROWS),
         "get_basket_model": ("d",),
         "get_basket_meta_model": ("d",),

@@ -39,7 +39,8 @@ def config_of(dimension: int, clients: int) -> HierarchicalFederationConfig:
 
 
 def held(dimension: int, clients: int) -> float:
-    return sum(n * size for n, size in memory_of_roles(config_of(dimension, clients), clients, 1).values())
+    config = config_of(dimension, clients)
+    return memory_of_roles(config, clients, 1, is_one_process=True)["this process"][1]
 
 
 def most_resident_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from scarcity_ray import BasketConfig, HierarchicalFederation, HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.config import RuntimeConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.forecast import beyond_memory, memory_of_roles
+from scarcity_ray.forecast import CallRates, beyond_memory, memory_of_roles
+from scarcity_ray.forecast.memory import MODEL_BYTES
 from scarcity_ray.runtime.local import LocalRuntime
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -38,15 +40,17 @@ def config_of(dimension: int, *, check_memory: bool = True) -> HierarchicalFeder
     st.integers(9, 500),
     st.integers(1, 8),
     st.lists(st.floats(2.0**20, 2.0**40), min_size=1, max_size=4),
+    st.booleans(),
 )
 def test_a_round_is_refused_only_beyond_all_memory_or_one_role_beyond_a_node(
-    dimension: int, clients: int, actors: int, node_bytes: list[float]
+    dimension: int, clients: int, actors: int, node_bytes: list[float], is_one_process: bool
 ) -> None:
     config = config_of(dimension)
-    roles = memory_of_roles(config, clients, actors)
+    roles = memory_of_roles(config, clients, actors, is_one_process=is_one_process)
     total = sum(count * size for count, size in roles.values())
     fits = total <= sum(node_bytes) and all(size <= max(node_bytes) for _, size in roles.values())
-    assert (beyond_memory(config, clients, actors, node_bytes) == "") is fits
+    why = beyond_memory(config, clients, actors, node_bytes, is_one_process=is_one_process)
+    assert (why == "") is fits
 
 
 def test_a_refusal_names_each_role_and_what_to_change() -> None:
@@ -55,6 +59,30 @@ def test_a_refusal_names_each_role_and_what_to_change() -> None:
     for said in ("driver", "directory", "global aggregator", "basket actor", " x 2", "8,192 MiB on 1 nodes"):
         assert said in why
     assert "runtime.check_memory: false" in why
+
+
+def test_one_process_counts_its_start_once() -> None:
+    config, starts = config_of(10**6), CallRates()
+    roles = memory_of_roles(config, 30, 2, has_model=False)
+    ((count, held),) = memory_of_roles(config, 30, 2, has_model=False, is_one_process=True).values()
+    assert count == 1
+    apart = sum(number * size for number, size in roles.values())
+    assert apart - held == 2 * starts.single_bytes + 2 * starts.actor_bytes
+
+
+def test_the_model_counts_in_the_driver_and_in_one_process_only_beyond_the_rows_copies() -> None:
+    config = config_of(10**6)
+    with_model, without = (memory_of_roles(config, 6, 1, has_model=has)["driver"][1] for has in (True, False))
+    assert with_model - without == MODEL_BYTES * 1e6
+    few, many = (
+        [
+            memory_of_roles(config, n, 1, has_model=has, is_one_process=True)["this process"][1]
+            for has in (True, False)
+        ]
+        for n in (6, 60)
+    )
+    assert 0 < few[0] - few[1] < MODEL_BYTES * 1e6
+    assert many[0] == many[1]
 
 
 def test_what_is_not_known_or_releases_nothing_refuses_nothing() -> None:
@@ -83,8 +111,8 @@ class Constant(Workload):
 
 
 def test_a_fit_that_does_not_fit_is_refused_and_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalRuntime, "node_bytes", lambda self: (2.0**20,))
     with HierarchicalFederation(config_of(4), runtime="local") as fed:
+        monkeypatch.setattr(LocalRuntime, "node_bytes", lambda self: (2.0**20,))
         with pytest.raises(UsageError, match="needs about"):
             fed.fit(Constant(), rounds=1)
         assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
@@ -92,9 +120,20 @@ def test_a_fit_that_does_not_fit_is_refused_and_spends_nothing(monkeypatch: pyte
         assert len(fed.fit(Constant(), rounds=1).history) == 1
 
 
+def test_a_federation_whose_smallest_release_does_not_fit_is_refused_as_it_opens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    config = replace(config_of(10**8), ledger_path=str(ledger))
+    monkeypatch.setattr(LocalRuntime, "node_bytes", lambda self: (8 * GIB,))
+    with pytest.raises(UsageError, match="a round of 6 clients at vector_dim 100,000,000 needs about"):
+        HierarchicalFederation(config, runtime="local")
+    assert not ledger.exists()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("dimension", "clients"), [(10**6, 9), (2 * 10**6, 18)])
-def test_rows_take_what_is_predicted_within_half_of_it(dimension: int, clients: int) -> None:
+def test_a_round_takes_what_is_predicted_or_somewhat_less(dimension: int, clients: int) -> None:
     script = Path(__file__).with_name("measured_round.py")
     command = [sys.executable, "-W", "ignore", script, str(dimension), str(clients)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -58,6 +58,7 @@ CALLS_NOBODY = {
     "tasks_beside": "tasks are no role's",
     "fit": "registers, submits, gossips, aggregates and moves on, each as above",
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
+    "submit_update_async": "sends as submit_update does, and hears later (federation/test_pipeline.py)",
     "get_clients": "asks as get_client does",
     "get_ceilings": "asks the accountant one thing",
     "site_ledger_head": "asks the accountant one thing",

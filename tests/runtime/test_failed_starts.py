@@ -23,6 +23,7 @@ class Stumbling:
         self.home = self.driver = self.inner.home
         self.default_basket_actors = 2
         self.gpus = None
+        self.is_one_process, self.node_bytes = True, self.inner.node_bytes
         self.fails_at, self.error = fails_at, error
         self.steps: list[str] = []
         self.closed = 0

@@ -23,7 +23,7 @@ from typing import Any
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.runtime import LocalRuntime
 from scarcity_ray.runtime.base import RoleSpec
-from scarcity_ray.runtime.rpc import Future
+from scarcity_ray.runtime.rpc import Running
 from tests.simulation.program import ON_DISK, Fault, Kind
 
 
@@ -46,6 +46,9 @@ class Answer:
         if self.error is not None:
             raise self.error
         return self.value
+
+    def is_over(self) -> bool:
+        return True
 
 
 @dataclass(eq=False)
@@ -75,15 +78,18 @@ class Message:
     caller: Frame
     role: str
     method: str
-    deliver: Callable[[], Future[Any]]
+    deliver: Callable[[], Running[Any]]
     process: object
     fault: Fault | None
-    answer: Future[Any] | None = None
+    answer: Running[Any] | None = None
 
     def result(self) -> Any:
         self.network.work_off(self)
         assert self.answer is not None
         return self.answer.result()
+
+    def is_over(self) -> bool:
+        return self.answer is not None
 
 
 def broken(role: str) -> Answer:
@@ -120,7 +126,7 @@ class Network:
             if fault.kind not in ON_DISK:
                 self.faults.setdefault(fault.at, []).append(fault)
 
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+    def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         caller = self._alive()
         fault = self._point(f"{role}.{method}")
         message = Message(self, caller, role, method, deliver, self.place.process(role), fault)
@@ -263,7 +269,7 @@ class Network:
                 self.die(message.caller)
         message.answer = answer
 
-    def _execute(self, message: Message) -> Future[Any]:
+    def _execute(self, message: Message) -> Running[Any]:
         role, process = message.role, self.place.process(message.role)
         if process is None or process is not message.process:
             return broken(role)
@@ -305,15 +311,16 @@ class Place:
         self.network: Network
         self.unwound = unwound
         self._dying = dying
-        self.default_basket_actors, self.machines, self.driver = 1, 1, "local"
+        self.default_basket_actors, self.machines, self.driver, self.gpus = 1, 1, "local", None
         self.begin()
 
     def begin(self) -> None:
         """Have nothing there."""
         self.inner = LocalRuntime(self)
         self.peers, self.compute, self.home = self.inner.peers, self.inner.compute, self.inner.home
+        self.is_one_process, self.node_bytes = True, self.inner.node_bytes
 
-    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+    def carry(self, role: str, method: str, deliver: Callable[[], Running[Any]]) -> Running[Any]:
         return self.network.carry(role, method, deliver)
 
     @property

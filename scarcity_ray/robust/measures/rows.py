@@ -61,7 +61,7 @@ def norms_from(rows: Rows, least: float) -> NDArray[np.float64]:
     return norms
 
 
-_CLEARLY = 0.99
+_CLEARLY = 0.999
 """A norm below this share of a bound lies below the bound, however its square was rounded."""
 _SMALL = 1e-12
 """Bounds from which squares do not underflow."""

@@ -1,0 +1,190 @@
+"""Updates whose receipts come later (docs/drivers.md#receipts-that-come-later)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import numpy as np
+
+from scarcity_ray.actors.basket import SubmissionResult
+from scarcity_ray.baskets import Receipt
+from scarcity_ray.baskets.submission import SubmissionBatch, joined
+from scarcity_ray.federation.client import BegunCalls
+
+MOST_WAITING = 256
+"""Updates that may wait here for the message before theirs; one more waits in the caller."""
+MOST_WAITING_BYTES = 32 * 2**20
+"""And how many bytes of theirs; a single update may have more."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A batch of updates that was sent to its baskets, a message a basket actor.
+
+    Attributes:
+        batch: As it was signed.
+        by_slot: The updates that each basket actor was sent, by their places in the batch.
+    """
+
+    batch: SubmissionBatch
+    by_slot: Mapping[int, Sequence[int]]
+    calls: BegunCalls[SubmissionResult]
+
+
+Receipts = tuple[list[Receipt], set[str]]
+"""Receipts in order, and the baskets that are due."""
+
+
+class PendingReceipt:
+    """The receipt of an update that may still be on its way (`submit_update_async`)."""
+
+    __slots__ = ("_error", "_pipeline", "_receipt")
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._receipt: Receipt | None = None
+        self._error: Exception | None = None
+
+    def done(self) -> bool:
+        """Whether `result` would answer at once; waits for nothing."""
+        if self._receipt is None and self._error is None:
+            self._pipeline.go_on()
+        return self._receipt is not None or self._error is not None
+
+    def result(self) -> Receipt:
+        """Wait for the receipt.
+
+        Raises:
+            ScarcityError: What `offer_update` would have raised; or what an update before this one met, and
+                then it can be asked for again.
+        """
+        while self._receipt is None:
+            if self._error is not None:
+                raise self._error
+            self._pipeline.settle()
+        return self._receipt
+
+
+class Pipeline:
+    """Sends updates one behind the other: while a message is on its way, the updates after it are gathered.
+
+    A message carries all that waited when the one before it was answered (as TCP gathers small writes,
+    RFC 896), so that no update waits long and a busy actor gets few, large messages. No thread is started:
+    answers are looked for when the caller sends, asks for a receipt or calls the federation otherwise.
+
+    Guarantees:
+        a_receipt_that_comes_later_is_that_of_a_call_that_waits
+        a_wave_is_sent_again_under_its_number: Where an actor or its answer is lost; each update counts once.
+        what_waits_is_bounded: By `MOST_WAITING` and `MOST_WAITING_BYTES`; beyond them the caller waits.
+        receipts_that_came_stay_though_a_release_fails: The error is raised by the call that met it.
+
+    Args:
+        begin: Sends a batch, and waits for no answer.
+        receive: Waits for the receipts of a batch.
+        follow: Does what is due after receipts, which may change those of updates that were refused.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[SubmissionBatch], Wave],
+        receive: Callable[[SubmissionBatch, Wave], Receipts],
+        follow: Callable[[SubmissionBatch, list[Receipt], set[str]], list[Receipt]],
+    ) -> None:
+        self._begin, self._receive, self._follow = begin, receive, follow
+        self._lock = threading.RLock()
+        self._waiting: list[tuple[SubmissionBatch, PendingReceipt]] = []
+        self._waiting_bytes = 0
+        self._wave: tuple[Wave, Sequence[PendingReceipt]] | None = None
+
+    def offer(self, batch: SubmissionBatch) -> PendingReceipt:
+        """Take one update, which is copied; its receipt, which comes later.
+
+        Raises:
+            ScarcityError: What updates before it met, and then this one is not taken; or what it met itself.
+        """
+        row = batch.rows[0]
+        batch = replace(batch, rows=(row.copy() if isinstance(row, np.ndarray) else row,))
+        size = _size(batch)
+        with self._lock:
+            is_full = self._waiting and self._waiting_bytes + size > MOST_WAITING_BYTES
+            if is_full or len(self._waiting) == MOST_WAITING:
+                self.settle()
+            else:
+                self.go_on()
+            receipt = PendingReceipt(self)
+            self._waiting.append((batch, receipt))
+            self._waiting_bytes += size
+            if self._wave is None:
+                self._send()
+        return receipt
+
+    def go_on(self) -> None:
+        """Take the receipts that are here, and send what waited for them; waits for nothing else."""
+        with self._lock:
+            if self._wave is None or self._wave[0].calls.are_answered():
+                self.settle()
+
+    def drain(self) -> None:
+        """Send all that waits, and wait for its receipts."""
+        with self._lock:
+            while self._wave is not None or self._waiting:
+                self.settle()
+
+    def settle(self) -> None:
+        """Wait for the receipts of what is on its way, and send what waited for them."""
+        with self._lock:
+            if self._wave is not None:
+                self._take(*self._wave)
+            if self._waiting:
+                self._send()
+
+    def _take(self, wave: Wave, pending: Sequence[PendingReceipt]) -> None:
+        try:
+            receipts, due = self._receive(wave.batch, wave)
+        except Exception as error:
+            self._wave = None
+            _fail(pending, error)
+            raise
+        self._wave = None
+        _answer(pending, receipts)
+        _answer(pending, self._follow(wave.batch, receipts, due))
+
+    def _send(self) -> None:
+        """Send the updates that wait, up to the first one for another round."""
+        first = self._waiting[0][0].round_id
+        together = list(takewhile(lambda waiting: _is_same(waiting[0].round_id, first), self._waiting))
+        number = max(1, len(together))  # NaN is no round, and not the same as itself.
+        batches, pending = zip(*self._waiting[:number], strict=True)
+        try:
+            self._wave = self._begin(joined(batches)), pending
+        except Exception as error:
+            _fail(pending, error)
+            self._drop(number)
+            raise
+        # Where Ctrl-C comes in between they are sent again, and those that had arrived are replays.
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        self._waiting_bytes -= sum(_size(batch) for batch, _ in self._waiting[:number])
+        del self._waiting[:number]
+
+
+def _size(batch: SubmissionBatch) -> int:
+    return sum(row.nbytes for row in batch.rows if isinstance(row, np.ndarray))
+
+
+def _is_same(round_id: object, other: object) -> bool:
+    return type(round_id) is type(other) and round_id == other
+
+
+def _answer(pending: Sequence[PendingReceipt], receipts: Sequence[Receipt]) -> None:
+    for waiting, receipt in zip(pending, receipts, strict=True):
+        waiting._receipt = receipt
+
+
+def _fail(pending: Sequence[PendingReceipt], error: Exception) -> None:
+    for waiting in pending:
+        waiting._error = error
