@@ -173,10 +173,10 @@ def _status(client: FederationClient, given: argparse.Namespace, say: Callable[[
         "updates_waiting": len(list(home.folder.glob("outbox/*.update"))),
         "receipts": len(list(home.folder.glob("receipts/*.json"))),
     }
-    ledger_file = home.folder / "ledger.sqlite"
+    own_file = home.folder / "ledger.sqlite"
     count = "this site's own ledger: none, as it has no policy, or the federation states no cost of a row"
-    if ledger_file.exists():
-        with SiteLedger.existing(ledger_file) as ledger:
+    if own_file.exists():
+        with SiteLedger.existing(own_file) as ledger:
             most, spent = ledger.policy.lifetime_epsilon, ledger.epsilon_spent
             own["own_ledger"] = {"epsilon_spent": spent, "ceiling": most, "is_proof": ledger.is_proof}
             count = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
