@@ -57,7 +57,7 @@ def own_gpu() -> str:
     Raises:
         UsageError: Without torch, or if that finds no GPU.
     """
-    torch = _kernels("rows on a GPU").torch
+    torch = _imported("torch", "rows on a GPU")
     if not torch.cuda.is_available():
         raise UsageError(
             "runtime.gpus_per_actor asks for a GPU, and PyTorch finds none in this process (torch "
@@ -68,8 +68,12 @@ def own_gpu() -> str:
 
 def _kernels(what: str) -> ModuleType:
     """The module `kernels`, which imports torch."""
+    return _imported("scarcity_ray.robust.tensors.kernels", what)
+
+
+def _imported(module: str, what: str) -> ModuleType:
     try:
-        return importlib.import_module("scarcity_ray.robust.tensors.kernels")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{what} need {error.name}; install it with: pip install 'scarcity-ray[torch]'"
