@@ -34,6 +34,10 @@ JOINED = "<f4+report"
 """The dtype in the signed statement of a row that ends in its client's report: no array has it."""
 
 
+VIEW_BYTES = 1 << 16
+"""From here on a row is sent as it lies in its matrix: to gather a basket's rows would copy each again."""
+
+
 @dataclass(frozen=True)
 class Receipt:
     """The answer to a client's update; true if it was accepted.
@@ -123,13 +127,17 @@ class SubmissionBatch:
     has_reports: bool = False
 
     def take(self, indices: Sequence[int]) -> SubmissionBatch:
-        """The updates at `indices`, in that order."""
+        """The updates at `indices`, in that order; long rows of an array are views of it."""
         if list(indices) == list(range(len(self.client_ids))):
             return self
         rows = self.rows
+        if isinstance(rows, np.ndarray) and rows[:1].nbytes < VIEW_BYTES:
+            taken: NDArray[Any] | tuple[NDArray[Any] | Rejection | StoredRow, ...] = rows[list(indices)]
+        else:
+            taken = tuple(rows[i] for i in indices)
         return SubmissionBatch(
             tuple(self.client_ids[i] for i in indices),
-            rows[list(indices)] if isinstance(rows, np.ndarray) else tuple(rows[i] for i in indices),
+            taken,
             self.round_id,
             _taken(self.signatures, indices),
             _taken(self.meta, indices),

@@ -7,12 +7,14 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given
 
 from scarcity_ray import HierarchicalFederationConfig, IdentityKeyPair, Rejection, SigningScope, make_plan
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import (
+    VIEW_BYTES,
     StoredRow,
     Submission,
     SubmissionBatch,
@@ -177,3 +179,14 @@ def test_a_stored_row_arrives_as_itself_and_one_that_is_lost_costs_no_other() ->
     basket = basket_of(3)
     receipts = [basket.submit(fetched[i], False, 1.0) for i in range(3)]
     assert [receipt.reason for receipt in receipts] == [None, Rejection.NOT_NUMERIC, None]
+
+
+@pytest.mark.parametrize("length", [3, VIEW_BYTES // 4])
+def test_taken_rows_are_the_batchs_and_long_ones_no_copies(length: int) -> None:
+    matrix = np.arange(4.0 * length).reshape(4, length).astype(np.float32)
+    batch = SubmissionBatch(tuple("abcd"), matrix, 7, sequences=(4, 5, 6, 7))
+    taken = batch.take([3, 1])
+    assert (taken.client_ids, taken.round_id, taken.sequences) == (("d", "b"), 7, (7, 5))
+    np.testing.assert_array_equal(np.array(taken.rows), matrix[[3, 1]])
+    assert np.shares_memory(np.asarray(taken.rows[0]), matrix) is (length > 3)
+    assert batch.take(range(4)) is batch
