@@ -293,7 +293,7 @@ _DIES_IN_SESSION = _stored(Step(Act.SEND_ALL), Step(Act.AGGREGATE, faults=(Fault
 BY_A_PROGRAM: tuple[tuple[Plant, Program], ...] = (
     (journal_is_not_told_of_sessions, _DIES_IN_SESSION),
     (journal_believes_a_session_ended, _DIES_IN_SESSION),
-    (journal_forgets_answers, _stored(Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES_AFTER, 2),)))),
+    (journal_forgets_answers, _stored(Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES_AFTER, 1),)))),
     (
         stopped_restore_leaves_journals,
         _stored(
