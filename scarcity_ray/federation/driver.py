@@ -67,7 +67,7 @@ class Driver:
 
     Attributes:
         keypairs: Of the clients that this driver signs for.
-        pipeline: Has the updates whose receipts come later; None until there is one.
+        pipeline: Has the updates whose receipts come later.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Driver:
         self.told = told or Told()
         self.operator = operator
         self.keypairs: dict[str, IdentityKeyPair] = {}
-        self.pipeline: Pipeline | None = None
+        self.pipeline = Pipeline(self._begin, self._sent, self._followed)
         self._told_registry: Registry | None = None
         self._told_period: int | None = None
         self._told_taken_over = False
@@ -270,8 +270,6 @@ class Driver:
 
     def submit_later(self, batch: SubmissionBatch) -> PendingReceipt:
         """As `submit` for one update, whose receipt comes later."""
-        if self.pipeline is None:
-            self.pipeline = Pipeline(self._begin, self._sent, self._followed)
         return self.pipeline.offer(batch)
 
     def _begin(self, batch: SubmissionBatch) -> Wave:

@@ -298,7 +298,7 @@ class HierarchicalFederation:
         """Leave the federation; the driver that made it ends its actors, one that attached does not."""
         if not self._closed:
             try:
-                if self._driver.pipeline is not None:
+                if self._driver.pipeline.is_used:
                     self._driver.pipeline.drain()
             finally:
                 try:
@@ -871,7 +871,7 @@ class HierarchicalFederation:
     def _open(self) -> Driver:
         if self._closed:
             raise UsageError("this federation is closed")
-        if self._driver.pipeline is not None:
+        if self._driver.pipeline.is_used:
             self._driver.pipeline.drain()
         return self._driver
 

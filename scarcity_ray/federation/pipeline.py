@@ -85,6 +85,9 @@ class Pipeline:
         begin: Sends a batch, and waits for no answer.
         receive: Waits for the receipts of a batch.
         follow: Does what is due after receipts, which may change those of updates that were refused.
+
+    Attributes:
+        is_used: Whether an update was ever sent so.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Pipeline:
         follow: Callable[[SubmissionBatch, list[Receipt], set[str]], list[Receipt]],
     ) -> None:
         self._begin, self._receive, self._follow = begin, receive, follow
+        self.is_used = False
         self._lock = threading.RLock()
         self._waiting: list[tuple[SubmissionBatch, PendingReceipt]] = []
         self._waiting_bytes = 0
@@ -109,6 +113,7 @@ class Pipeline:
         batch = replace(batch, rows=(row.copy() if isinstance(row, np.ndarray) else row,))
         size = _size(batch)
         with self._lock:
+            self.is_used = True
             is_full = self._waiting and self._waiting_bytes + size > MOST_WAITING_BYTES
             if is_full or len(self._waiting) == MOST_WAITING:
                 self.settle()

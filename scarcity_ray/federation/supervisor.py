@@ -105,9 +105,9 @@ class Supervisor:
             ActorLost: If a role cannot be started.
         """
         suiting = self._suiting_actors()
+        self.num_slots = 0 if self.identity.config.runtime.baskets_per_actor else suiting
         self.check_memory(least_clients(self.identity.config), has_model=False)
         opened = self._open_ledger(now, must_exist=False, take_over=take_over)
-        self.num_slots = 0 if self.identity.config.runtime.baskets_per_actor else suiting
         slots = [self._basket_spec(slot, opened) for slot in range(self.num_slots)]
         roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:

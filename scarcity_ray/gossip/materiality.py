@@ -77,16 +77,18 @@ class MaterialityDetector:
     so the decision is a release of its own and is made from the noised drift alone.
 
     Guarantees:
-        The drift of clipped states never leaves [0, 2C], to float32 rounding.
+        The drift that noise is added to never leaves [0, 2C], however it was rounded.
         Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS of
             the norm of the state last pushed.
 
     Args:
         drift_threshold: L2 distance from which a state is material.
+        greatest: 2C, to which a drift is cut: it may be above by the rounding of states and of itself.
     """
 
-    def __init__(self, drift_threshold: float) -> None:
+    def __init__(self, drift_threshold: float, greatest: float = math.inf) -> None:
         self.drift_threshold = drift_threshold
+        self.greatest = greatest
         self._pushed: dict[str, HalfVector] = {}
 
     def should_push(
@@ -105,7 +107,8 @@ class MaterialityDetector:
         self, client_ids: Sequence[str], states: Iterable[npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float64]:
         """L2 distance of each client's clipped state (d,) from the one last pushed, float64 (n,)."""
-        return np.array([self._drift(c, state) for c, state in zip(client_ids, states, strict=True)])
+        exact = [self._drift(c, state) for c, state in zip(client_ids, states, strict=True)]
+        return np.minimum(exact, self.greatest)
 
     def material(
         self,

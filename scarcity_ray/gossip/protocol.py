@@ -137,7 +137,7 @@ class GossipProtocol:
         self.round_id = 0
         self.mixing = config.mixing or default_mixing(plan.layer1)
         self._noise = noise
-        self._detector = MaterialityDetector(config.push_drift_threshold)
+        self._detector = MaterialityDetector(config.push_drift_threshold, 2.0 * plan.clip_norm)
         self._clients = GossipStates(basket_id, self._detector)
         sampler = PeerSampler(config.rotation_window, seed=seed, basket_id=basket_id)
         self._delivery = Delivery(sampler, config.peers_per_round, config.pull_interval)
