@@ -43,7 +43,7 @@ def released(open_federation: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[
         def counting(self: _LocalHandle, method: str, *args: object) -> Any:
             if (
                 self.roles is not fed._runtime.peers.roles
-            ):  # of an earlier test, whose server has not ended yet
+            ):  # an earlier test's, not ended yet
                 return call(self, method, *args)
             calls[self.name, args[1] if method == "once" else method] += 1
             within.append(self.name)
