@@ -41,9 +41,7 @@ def released(open_federation: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[
         call, verify = _LocalHandle.call, IdentityKeyPair.verify_with
 
         def counting(self: _LocalHandle, method: str, *args: object) -> Any:
-            if (
-                self.roles is not fed._runtime.peers.roles
-            ):  # an earlier test's, not ended yet
+            if self.roles is not fed._runtime.peers.roles:  # an earlier test's, not ended yet
                 return call(self, method, *args)
             calls[self.name, args[1] if method == "once" else method] += 1
             within.append(self.name)
