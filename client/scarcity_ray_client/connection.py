@@ -352,8 +352,22 @@ class GatewayConnection:
         said = digest or (digest_of(body) if body else EMPTY_DIGEST)
         signed, self._occasion = ({}, said) if self._sign is None else self._sign(method, target, said)
         length = {"Content-Length": str(len(body))} if method in ("PUT", "POST", "PATCH") else {}
-        self._open.request(method, target, body or None, {**headers, **signed, **length})
+        try:
+            self._open.request(method, target, body or None, {**headers, **signed, **length})
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as broken:
+            return self._last_words(self._open, broken)
         return self._open.getresponse()
+
+    def _last_words(self, sent: http.client.HTTPConnection, broken: OSError) -> http.client.HTTPResponse:
+        """What the other side said before it closed: TLS 1.3 refuses a certificate after the handshake."""
+        try:
+            return sent.getresponse()
+        except ssl.SSLEOFError:
+            raise broken from None
+        except ssl.SSLError:
+            raise
+        except (OSError, http.client.HTTPException):
+            raise broken from None
 
     def _judged(self, reply: http.client.HTTPResponse, body: bytes) -> Reply:
         headers = _headers(reply)
