@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -100,8 +99,8 @@ class Nodes:
         for _ in range(2):
             self._cluster.add_node(wait=False, **node)
 
-    def inside(self, chance: random.Random) -> Sequence[str]:
-        """What to put before a driver's command, so that it runs on one of the nodes."""
+    def inside(self) -> Sequence[str]:
+        """What to put before a driver's command, so that it runs on the head."""
         return ()
 
     def others(self) -> list[Any]:
@@ -154,8 +153,8 @@ class Nodes:
 class Machines:
     """Three nodes, each in a network of its own; needs root.
 
-    Their files are this machine's, but for Ray's own. Drivers run on any. Methods and attributes are those of
-    `Nodes`.
+    Their files are this machine's, but for Ray's own. Drivers run on the head: Ray 2.60 moves no object of
+    more than 100 KB out of the two other networks. Methods and attributes are those of `Nodes`.
 
     Args:
         redis: Where Redis listens on this machine; with it the cluster outlives its head.
@@ -190,13 +189,9 @@ class Machines:
     def _name(self, node: int) -> str:
         return f"dn{node}"
 
-    def inside(self, chance: random.Random) -> Sequence[str]:
-        """The network and folders of one of the nodes."""
-        return self.inside_of(chance.choice([0, *self.others()]))
-
-    def inside_of(self, node: int) -> Sequence[str]:
-        """A node's network and folders."""
-        return ("nsenter", "-t", str(self._processes[node].pid), "-n", "-m", "--")
+    def inside(self) -> Sequence[str]:
+        """The head's network and folders."""
+        return ("nsenter", "-t", str(self._processes[0].pid), "-n", "-m", "--")
 
     def _begin(self) -> None:
         self._start(0)

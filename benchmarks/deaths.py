@@ -121,7 +121,7 @@ class Life:
 
     def start_driver(self, verb: str = "work") -> None:
         with (self.folder / "driver.err").open("ab") as errors:
-            command = [*self.nodes.inside(self.chance), sys.executable, "-m", "benchmarks._deaths_driver"]
+            command = [*self.nodes.inside(), sys.executable, "-m", "benchmarks._deaths_driver"]
             asked = [self.nodes.address, str(self.folder), self.kind, verb]
             self.driver = subprocess.Popen([*command, *asked], stdout=errors, stderr=errors)
 

@@ -8,6 +8,7 @@ count.
 
     ours, matrix: `submit_updates` of one float32 matrix a round, gossip, Layer 1 (Krum), and Layer 2 with
         secure aggregation and central noise;
+    ours, pipelined: the same with `submit_update_async`, one client a call, and then all receipts;
     ours, single: the same with `offer_update`, one client a call that waits for its receipt;
     flower: FedAvg of as many clients, each of which replies with a vector that it has ready. Flower moves the
         model to each client, too, and has neither gossip, nor robust rules, nor masks, nor noise here.
@@ -36,7 +37,7 @@ from benchmarks._memory import cpu_seconds_below
 from benchmarks.flower import HERE, Row, measured
 
 PHASES = ("submit", "gossip", "layer1", "layer2")
-WAYS = ("matrix", "single")
+WAYS = ("matrix", "pipelined", "single")
 
 
 def ours(way: str, rounds: int, cpus: int, baskets: int, clients: int, dimension: int) -> Row:
@@ -60,12 +61,14 @@ def ours(way: str, rounds: int, cpus: int, baskets: int, clients: int, dimension
     told: list[dict[str, dict[str, float]]] = []
 
     def submit(federation: HierarchicalFederation) -> None:
+        each = zip(ids, rows, strict=True)
         if way == "matrix":
             receipts = federation.submit_updates(ids, rows)
+        elif way == "pipelined":
+            pending = [federation.submit_update_async(client_id, row) for client_id, row in each]
+            receipts = [one.result() for one in pending]
         else:
-            receipts = [
-                federation.offer_update(client_id, row) for client_id, row in zip(ids, rows, strict=True)
-            ]
+            receipts = [federation.offer_update(client_id, row) for client_id, row in each]
         if not all(receipts):
             raise RuntimeError(f"refused: {next(r for r in receipts if not r).reason}")
 
@@ -179,7 +182,7 @@ def main() -> int:
         ratio = f"{row['ratio']:6.1f} of flower's speed" if row.get("ratio") else ""
         memory = f"{row['GB']:6.2f} GB" if "GB" in row else ""
         print(
-            f"{row['name']:<14} {row['phase']:<8} {row['seconds']:8.3f} s {row['cpu_seconds']:8.2f} CPU s "
+            f"{row['name']:<15} {row['phase']:<8} {row['seconds']:8.3f} s {row['cpu_seconds']:8.2f} CPU s "
             f"{memory} {ratio} {row.get('version', '')}".rstrip(),
             flush=True,
         )
