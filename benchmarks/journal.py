@@ -42,8 +42,9 @@ def raw(folder: Path) -> Write:
     return write
 
 
-def journal(folder: Path, *, split: bool) -> Write:
-    made = Journal(JournalPlace(str(folder / f"journal-{split}")), "benchmark", 0, 1)
+def journal(folder: Path, row_bytes: int, *, split: bool) -> Write:
+    place = JournalPlace(str(folder / f"journal-{split}"), row_bytes=row_bytes)
+    made = Journal(place, "benchmark", 0, 1)
 
     def write(rows: list[bytes]) -> None:
         columns = b"x" * 60 * len(rows)
@@ -77,8 +78,8 @@ def rows_of(folder: Path, turns: int) -> Iterator[dict[str, Any]]:
         place = Path(tempfile.mkdtemp(dir=folder))
         found = {
             "pwrite + fdatasync": raw(place),
-            "journal": journal(place, split=False),
-            "journal, one value an update": journal(place, split=True),
+            "journal": journal(place, 4 * d, split=False),
+            "journal, one value an update": journal(place, 4 * d, split=True),
             "lmdb": lmdb(place),
         }
         rows = [row.tobytes() for row in matrix_of(n, d)]

@@ -34,6 +34,7 @@ from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
 from scarcity_ray.federation.acknowledged import Acknowledged
 from scarcity_ray.federation.stored import write_record
+from scarcity_ray.forecast.feasibility import FLOAT_BYTES
 from scarcity_ray.forecast.memory import beyond_memory, least_clients
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
@@ -394,9 +395,12 @@ class Supervisor:
         if config.keeps_updates is Durability.NONE or config.journal_place is None:
             return None
         is_synced = config.keeps_updates is Durability.UPDATE
-        key_path = config.journal_key_path or ""
         return JournalPlace(
-            config.journal_place, is_synced, epoch=self.identity.incarnation, key_path=key_path
+            config.journal_place,
+            is_synced,
+            epoch=self.identity.incarnation,
+            key_path=config.journal_key_path or "",
+            row_bytes=FLOAT_BYTES * config.vector_dim,
         )
 
     def _regained(self, slot: int, state: SlotState, *, always: bool = True) -> Fault | None:

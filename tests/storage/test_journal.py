@@ -15,19 +15,25 @@ import pytest
 
 from scarcity_ray.errors import StorageError
 from scarcity_ray.storage import journal as module
-from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.journal import LONG_PAGE_BYTES, PAGE_BYTES, Journal, JournalPlace
 from scarcity_ray.storage.local_disk import make_own_folder, network_file_system
 
 ROWS = os.urandom(50_000)
 
 
-def opened(folder: Path, *, run: int = 1, continues: tuple[int, ...] = (), slot: int = 0) -> Journal:
-    return Journal(JournalPlace(str(folder / "journal"), continues=continues), "fed", slot, run)
+def opened(
+    folder: Path, *, run: int = 1, continues: tuple[int, ...] = (), slot: int = 0, row_bytes: int = 0
+) -> Journal:
+    place = JournalPlace(str(folder / "journal"), continues=continues, row_bytes=row_bytes)
+    return Journal(place, "fed", slot, run)
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = opened(tmp_path)
+@pytest.fixture(params=[0, LONG_PAGE_BYTES], ids=["short rows", "long rows"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    """Other openings take its pages as they find them."""
+    made = opened(tmp_path, row_bytes=request.param)
+    page = int.from_bytes(made.path.read_bytes()[16:18], "big")
+    assert page == (1 if request.param else PAGE_BYTES)  # 1 stands for 65,536
     yield made
     made.close()
 
@@ -128,10 +134,10 @@ def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100_000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 600_000, before[1]))
         append(journal, "1", ROWS[:1000])
         with pytest.raises(StorageError, match="make room on the disk"):
-            append(journal, "2", ROWS * 10)
+            append(journal, "2", ROWS * 40)
         append(journal, "3", ROWS[:1000])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
