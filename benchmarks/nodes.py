@@ -1,11 +1,12 @@
 """A round on 1 to 4 test nodes against what `forecast.scale` predicts: seconds by role, wall time, memory.
 
 ``python -m benchmarks nodes [--nodes 1 2 4] [--case NAME ...] [--rounds N] [--format json]``. The nodes are
-raylets of this machine and share its cores, so that more nodes bring more actors and no more cores. Processor
-seconds of the roles hardly depend on what else the machine does; wall seconds do (``load``: its load average
-at that time). Each figure is the least of the rounds, but for memory, which is the greatest. ``ratio`` is
-measured over predicted; the plan promises 0.7 to 1.3. With ``--measure`` the prediction is by this machine's
-own speed, as ``scarcity-ray plan --scale --measure`` has it.
+raylets of this machine and share its cores, so that more nodes bring more actors and no more cores. Each
+driver is a process of its own. Processor seconds of the roles hardly depend on what else the machine does;
+wall seconds do (``load``: its load average at that time). Each figure is the least of the rounds, but for
+memory, which is the greatest. ``ratio`` is measured over predicted; the plan promises 0.7 to 1.3. With
+``--measure`` the prediction is by this machine's own speed, as ``scarcity-ray plan --scale --measure`` has
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ CASES = {
     "clients": (10_000, 100, 64),
     "large": (160, 20, 100_000),
     "middle": (800, 20, 10_000),
+    "long": (120, 20, 1_000_000),
 }
 """Clients, clients of a basket, coordinates."""
 CPUS_OF_A_NODE = 2
@@ -50,14 +54,14 @@ def settings(ledger: Path, size: int, d: int) -> HierarchicalFederationConfig:
 
 
 def usage(federation: HierarchicalFederation) -> dict[str, tuple[float, int]]:
-    """Processor seconds and resident bytes of each role, and of this driver."""
+    """Processor seconds, and bytes (proportional set size), of each role, and of this driver."""
     import ray
 
     from scarcity_ray.runtime.ray_runtime import find_actor
 
     def look(role: object) -> tuple[float, int]:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return time.process_time(), pages * os.sysconf("SC_PAGESIZE")
+        said = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return time.process_time(), next(1024 * int(line.split()[1]) for line in said if line[:4] == "Pss:")
 
     place: Any = federation._runtime
     asked = {name: find_actor(place._namespace, name).__ray_call__.remote(look) for name in place.names()}
@@ -116,7 +120,9 @@ def rows(nodes: list[int], cases: list[str], rounds: int, rates: Rates) -> Itera
                 cluster.add_node(**small)
             cluster.wait_for_nodes()
             for case in cases:
-                found, due = measured(case, cluster.address, rounds), predicted(case, count, rates)
+                with ProcessPoolExecutor(1, get_context("spawn")) as driver:
+                    found = driver.submit(measured, case, cluster.address, rounds).result()
+                due = predicted(case, count, rates)
                 expected = {
                     "driver": due.driver_seconds,
                     "singles": due.singles_seconds,

@@ -24,6 +24,11 @@ MODEL_BYTES = 64
 """A number of the model in the driver as it is stepped: the optimiser's state and steps in float64, copies of
 the model in float32. Measured with `ServerSGD`; Adam's second moment adds 24."""
 
+ONE_PROCESS_BYTES = 180 * MIB
+"""All roles in one process, before they hold anything."""
+ONE_PROCESS_COPIES = 3.2
+"""Copies of the clients' rows there."""
+
 
 def least_clients(config: HierarchicalFederationConfig) -> int:
     """Clients of the smallest release that a configuration allows."""
@@ -55,13 +60,12 @@ def memory_of_roles(
     scale = scale_of(config, clients, 1, cores_per_node=1, actors=actors, batch=batch)
     model = has_model * MODEL_BYTES * config.vector_dim
     if is_one_process:
-        known, actors = CallRates(), scale.actors
-        starts = 2 * known.single_bytes + actors * known.actor_bytes
-        held = (
-            scale.driver_bytes + scale.directory_bytes + scale.aggregator_bytes + actors * scale.actor_bytes
-        )
-        copied = (known.copies - 1.0) * clients * FLOAT_BYTES * config.vector_dim
-        return {"this process": (1, held - starts + max(0.0, model - copied))}
+        known, row_bytes = CallRates(), FLOAT_BYTES * config.vector_dim
+        held = ONE_PROCESS_BYTES + scale.directory_bytes + scale.aggregator_bytes - 2 * known.single_bytes
+        held += clients * (known.driver_client_bytes + known.basket_client_bytes)
+        held += (ONE_PROCESS_COPIES * clients + known.driver_copies * min(batch, clients)) * row_bytes
+        held += max(0.0, model - (ONE_PROCESS_COPIES - 1.0) * clients * row_bytes)
+        return {"this process": (1, held)}
     return {
         "driver": (1, scale.driver_bytes + model),
         "directory": (1, scale.directory_bytes),

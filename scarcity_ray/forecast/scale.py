@@ -28,6 +28,8 @@ SHARE_OF_AGGREGATOR = 0.21
 SHARE_OF_BASKETS = 0.5
 """Likewise: keys, shares, masks. Both are below 1 together, as an actor handles many messages at once."""
 MIB = 2**20
+LONG_DIMENSION = 1_000
+"""Shorter vectors seldom take so much work that a process loads compiled kernels."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,21 @@ class CallRates:
     """The directory, the accountant and the global aggregator in a round, whatever its size."""
     waits: float = 0.05
     """In a round, while messages are on their way and nobody computes."""
-    single_bytes: float = 148 * MIB
-    """A process of the directory or aggregator before it holds anything, shared code included, as below."""
-    driver_bytes: float = 180 * MIB
-    actor_bytes: float = 226 * MIB
-    copies: float = 3.2
+    single_bytes: float = 82 * MIB
+    """A process of the directory or aggregator before it holds anything; what processes share counts once."""
+    driver_bytes: float = 94 * MIB
+    actor_bytes: float = 85 * MIB
+    driver_work_bytes: float = 50 * MIB
+    """What compiled kernels and the arrays that they work in add from `LONG_DIMENSION` on."""
+    actor_work_bytes: float = 100 * MIB
+    copies: float = 2.5
     """Copies of its clients' rows in a basket actor: what waits, local states, the batch on its way."""
-    driver_copies: float = 3.5
-    """Copies of the updates of a batch in the driver."""
-    basket_client_bytes: float = 4200.0
-    driver_client_bytes: float = 2200.0
+    gossip_copies: float = 1.5
+    """More where they gossip: what was released, and at half precision what was pushed."""
+    driver_copies: float = 1.2
+    """Copies of the updates of a batch in the driver, and in Ray's store."""
+    basket_client_bytes: float = 5400.0
+    driver_client_bytes: float = 1600.0
     directory_client_bytes: float = 1300.0
     party_bytes: float = 100e3
     """One basket in the global aggregator: keys, shares, messages."""
@@ -162,6 +169,8 @@ def scale_of(
     actors = actors or (math.ceil(baskets / each) if each else cluster_cores)
     calls = calls or calls_at(rates)
     row_bytes, here = FLOAT_BYTES * d, math.ceil(clients / actors)
+    is_long, gossips = d >= LONG_DIMENSION, config.gossip_budget_share > 0.0
+    copies = calls.copies + gossips * calls.gossip_copies
     return Scale(
         clients=clients,
         nodes=nodes,
@@ -183,11 +192,14 @@ def scale_of(
         calls_seconds=actors * calls.actor_round,
         waits_seconds=calls.waits,
         driver_bytes=calls.driver_bytes
+        + is_long * calls.driver_work_bytes
         + clients * calls.driver_client_bytes
         + min(clients, batch) * row_bytes * calls.driver_copies,
         directory_bytes=calls.single_bytes + clients * calls.directory_client_bytes,
         aggregator_bytes=calls.single_bytes + baskets * (calls.party_bytes + 2 * row_bytes),
-        actor_bytes=calls.actor_bytes + here * (calls.basket_client_bytes + calls.copies * row_bytes),
+        actor_bytes=calls.actor_bytes
+        + is_long * calls.actor_work_bytes
+        + here * (calls.basket_client_bytes + copies * row_bytes),
         through_driver_bytes=clients * row_bytes,
     )
 

@@ -17,7 +17,7 @@ from scarcity_ray import BasketConfig, HierarchicalFederation, HierarchicalFeder
 from scarcity_ray.config import RuntimeConfig
 from scarcity_ray.errors import UsageError
 from scarcity_ray.forecast import CallRates, beyond_memory, memory_of_roles
-from scarcity_ray.forecast.memory import MODEL_BYTES
+from scarcity_ray.forecast.memory import MODEL_BYTES, ONE_PROCESS_BYTES, ONE_PROCESS_COPIES
 from scarcity_ray.runtime.local import LocalRuntime
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -62,12 +62,23 @@ def test_a_refusal_names_each_role_and_what_to_change() -> None:
 
 
 def test_one_process_counts_its_start_once() -> None:
-    config, starts = config_of(10**6), CallRates()
+    config, known = config_of(64), CallRates()
     roles = memory_of_roles(config, 30, 2, has_model=False)
     ((count, held),) = memory_of_roles(config, 30, 2, has_model=False, is_one_process=True).values()
     assert count == 1
     apart = sum(number * size for number, size in roles.values())
-    assert apart - held == 2 * starts.single_bytes + 2 * starts.actor_bytes
+    starts = known.driver_bytes + 2 * known.single_bytes + 2 * known.actor_bytes
+    rows = (known.copies - ONE_PROCESS_COPIES) * 30 * 4 * 64
+    assert apart - starts - (held - ONE_PROCESS_BYTES) == pytest.approx(rows)
+
+
+def test_long_vectors_count_with_what_works_on_them_and_gossip_with_what_it_keeps() -> None:
+    known, config = CallRates(), config_of(1000)
+    short, long = (memory_of_roles(c, 10, 1)["basket actor"][1] for c in (config_of(999), config))
+    assert long - short == pytest.approx(known.actor_work_bytes + known.copies * 10 * 4)
+    gossips = replace(config, gossip_budget_share=0.1)
+    more = memory_of_roles(gossips, 10, 1)["basket actor"][1] - long
+    assert more == pytest.approx(known.gossip_copies * 10 * 4000)
 
 
 def test_the_model_counts_in_the_driver_and_in_one_process_only_beyond_the_rows_copies() -> None:
