@@ -16,6 +16,9 @@ the same row is sent again, byte by byte. So each charge has one row, and nothin
     link    SHA-256 of the row's record (JSON with sorted keys)
     head    SHA-256(head before + link); before the first row: 32 zero bytes
 
+The record of a row that was sent has a salt of 256 bits. Under central noise the row is not noised, and its
+digest alone would let whoever reads two heads in the federation's ledger confirm a guess of it.
+
 With each charge the site tells the federation's accountant the links since the head that it was told last
 (`Extension`), and the accountant keeps the new head in its own ledger if these lead to it. A copy that lacks
 the head that the accountant knows is refused, on both sides: `SiteLedger.heed` stops the site, and
@@ -27,6 +30,7 @@ Guarantees:
     a_row_of_another_run_is_never_sent_again: A federation that is opened anew has another model in round 0.
     no_file_stays_open: Of a folder's ledgers, whatever happens in between.
     a_row_that_was_not_committed_was_not_sent
+    what_the_accountant_is_told_confirms_no_guess_of_a_row: Its links and heads are salted.
     a_changed_file_is_refused: A row that was edited, removed or moved.
     a_restored_backup_is_refused: By the site and by the accountant.
     a_looser_policy_changes_nothing: A stricter one is taken over.
@@ -239,7 +243,15 @@ class SiteLedger:
             row = np.ascontiguousarray(make(), dtype="<f4")
             data = row.tobytes()
             digest = hashlib.sha256(data).hexdigest()
-            charge = {"kind": "row", "mu": mu.hex(), "round_id": round_id, "run": run, "sha256": digest}
+            salt = secrets.token_hex(HASH_BYTES)
+            charge = {
+                "kind": "row",
+                "mu": mu.hex(),
+                "round_id": round_id,
+                "run": run,
+                "salt": salt,
+                "sha256": digest,
+            }
             seq = self._append(connection, charge)
             connection.execute("INSERT INTO sent VALUES (?, ?, ?, ?)", (run, round_id, seq, data))
             connection.execute("COMMIT")

@@ -222,9 +222,11 @@ def charged_rows(
     """A batch of rows that their clients noised, each charged; one that does not fit is no row any more.
 
     A row is charged before it is judged, and m rows of a client m times. A charge is named by what it covers,
-    so that bytes that are sent again, in the same call or batch, are charged once.
+    so that bytes that are sent again for a round, in the same call or batch, are charged once. In another
+    round they may be another draw: of few coordinates two are the same bytes once in thousands.
 
     Args:
+        batch: With its round, not None for the current one.
         dimension: Length of an update.
         charge: Charges clients, each named once, under an id; those whose charge fits.
     """
@@ -236,7 +238,7 @@ def charged_rows(
     refused: list[int] = []
     round_id = int(batch.round_id) if isinstance(batch.round_id, int | np.integer) else None
     for indices in turns.values():
-        covered = hashlib.sha256()
+        covered = hashlib.sha256(f"{round_id}/".encode())
         for index in indices:
             row = read_row(batch.rows[index], dimension)
             # What is no row is charged as one each time: nobody can tell whether it was sent before.

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import SubmissionBatch
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig, NoisePlace, PrivacyConfig, PrivacyUnit
 from scarcity_ray.config.arguments import check_clock, instance_of
 from scarcity_ray.directory import check_name
 from scarcity_ray.errors import UsageError
@@ -28,6 +28,9 @@ from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.updates import Rejection, canonical_report, given_array, read_array
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
+
+ADDED_TYPE = 2
+"""What `numpy.dtype.isbuiltin` says of a type that a package has added, such as bfloat16."""
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:
@@ -198,6 +201,29 @@ def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ..
     if len(kinds) == 1 and None not in kinds:
         return np.stack([row for row in rows if not isinstance(row, Rejection)])
     return rows
+
+
+def check_precision(privacy: PrivacyConfig, updates: Iterable[object]) -> None:
+    """Refuse updates, or arrays of many, in floats that are narrower than float32, where rounding matters.
+
+    Rounding to float16 may move a mean over many persons further than any one of them does, and the noise is
+    scaled to the latter. Noised rows may be rounded.
+
+    Raises:
+        UsageError: Where persons (records) are the unit of privacy and noise is central.
+    """
+    if privacy.unit is PrivacyUnit.CLIENT or privacy.noise is NoisePlace.SITE:
+        return
+    for update in updates:
+        given = given_array(update)
+        if given is None or given.dtype.itemsize >= 4:
+            continue
+        if given.dtype.kind == "f" or given.dtype.isbuiltin == ADDED_TYPE:
+            raise UsageError(
+                f"update: {given.dtype} is not accepted where {privacy.unit.value}s are the unit of privacy: "
+                f"rounded so, one {privacy.unit.value} may move it further than the claim allows for; give "
+                "float32 or float64"
+            )
 
 
 def single_update(

@@ -288,6 +288,8 @@ class Driver:
                 "client the noise of its step before it draws; nobody can see of which step a row is "
                 "that comes noised. Configure privacy.noise_decay: 1 to submit rows"
             )
+        if batch.round_id is None:
+            batch = replace(batch, round_id=self.current_round())
         return charged_rows(batch, self.config.vector_dim, self.charge_rows)
 
     def _followed(self, batch: SubmissionBatch, answers: list[Receipt], due: set[str]) -> list[Receipt]:

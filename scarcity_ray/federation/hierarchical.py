@@ -29,6 +29,7 @@ from scarcity_ray.federation.arguments import (
     batch_of,
     check_opening,
     check_place,
+    check_precision,
     examples_of,
     id_of,
     ids_of,
@@ -534,6 +535,7 @@ class HierarchicalFederation:
         num_examples: int | None = None,
     ) -> bool:
         """Submit a client's update; whether it was accepted. `offer_update` also says why not."""
+        check_precision(self.config.privacy, (update,))
         batch = single_update(
             self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
@@ -565,6 +567,7 @@ class HierarchicalFederation:
             UsageError: For a meta-parameter that was not declared.
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
         """
+        check_precision(self.config.privacy, (update,))
         batch = single_update(
             self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
@@ -594,6 +597,7 @@ class HierarchicalFederation:
             UsageError: For a meta-parameter that was not declared.
             ScarcityError: What an update before this one met; then this one is not taken.
         """
+        check_precision(self.config.privacy, (update,))
         batch = single_update(
             self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
@@ -625,6 +629,7 @@ class HierarchicalFederation:
             UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
                 declared.
         """
+        check_precision(self.config.privacy, matrix if isinstance(matrix, list | tuple) else (matrix,))
         ranges = self.config.meta_parameters
         batch = batch_of(ranges, client_ids, matrix, round_id, signatures, meta, sequences, num_examples)
         return self._open().submit(batch)

@@ -14,6 +14,7 @@ is divided by the surviving weight (`noised_mean`). The noise, by ``layer2.noise
 Guarantees:
     A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
     The noise has the scale and the law of the release plan over the survivors.
+    the_rings_edge_betrays_nothing: A corrupt basket may put the sum there; the claim stands whatever it adds.
     the_plain_sum_and_the_secure_sum_give_the_same_bytes
 """
 
@@ -83,6 +84,10 @@ def noised_mean(
 ) -> tuple[NDArray[np.float64], float]:
     """The released vector: the sum of the survivors' parts plus noise, over their weight.
 
+    Noise that leaves the ring's signed range comes back at its other end. So the result is a function of the
+    parts' true sum plus noise, mod 2^bits, and the claim stands. Else a basket that adds half the ring could
+    make one step of that sum a jump across the ring, which no noise hides.
+
     Args:
         ring_sum: uint32 or uint64, shape (release.length,).
         survivors: Baskets whose parts are in the sum.
@@ -97,6 +102,9 @@ def noised_mean(
         total = rounded_gaussian(total, sigma, noise, stream)
     elif release.noise is CentralNoise.DISCRETE_GAUSSIAN:
         total = discrete_gaussian(total, sigma, noise, stream)
+    above = 64 - 8 * ring_sum.itemsize
+    total <<= above
+    total >>= above
     unit = release.scale * release.surviving_weight(survivors)
     return total / unit, sigma / unit
 

@@ -243,6 +243,20 @@ def test_an_extension_that_is_none_leads_nowhere(tmp_path):
     assert Head().extended(swapped) != ledger.head
 
 
+def test_what_the_accountant_is_told_confirms_no_guess_of_a_row(tmp_path):
+    """Whoever knows all else of a row that has no noise, the ledger before it included, has no salt."""
+    path, row = tmp_path / "ledger.sqlite", np.array([0.25, -0.5], np.float32)
+    opened(path, is_proof=False).close()
+    told = []
+    for name in ("first", "second"):
+        shutil.copy(path, tmp_path / name)
+        with opened(tmp_path / name, is_proof=False) as ledger:
+            ledger.send("ward_3", 0, MU, lambda: row, "7")
+            told.append(ledger.extension(None).links)
+    assert told[0][:-1] == told[1][:-1]
+    assert told[0][-1] != told[1][-1]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -63,6 +64,22 @@ def test_the_noise_follows_the_smallest_site_of_each_basket(open_federation: Any
         sigmas[unit] = release.noise_sigma
         assert fed.get_stats()["privacy_consumed_epsilon"] > 0
     assert sigmas["client"] / sigmas["person"] == pytest.approx(120, rel=2e-3)
+
+
+def test_a_mean_over_persons_is_not_rounded_to_less_than_float32(open_federation: Any) -> None:
+    half = np.array(rows(), np.float16)
+    fed = joined(open_federation(settings()))
+    for submit in (
+        lambda: fed.submit_updates(NAMES, half),
+        lambda: fed.submit_updates(NAMES, [*rows()[:5], half[5]]),
+        lambda: fed.submit_update("a0", half[0]),
+        lambda: fed.offer_update("a0", half[0].astype(ml_dtypes.bfloat16)),
+        lambda: fed.submit_update_async("a0", half[0]),
+    ):
+        with pytest.raises(UsageError, match="float16 is not accepted where persons"):
+            submit()
+    assert fed.submit_update("a0", rows()[0])
+    assert joined(open_federation(settings("client"))).submit_update("a0", half[0])
 
 
 def test_what_an_update_states_goes_before_what_was_registered(open_federation: Any) -> None:

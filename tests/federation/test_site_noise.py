@@ -212,6 +212,18 @@ def test_the_same_bytes_sent_again_are_charged_once(open_federation: Any) -> Non
     assert [line["clients"] for line in recorded(fed, "row")] == [["a0"]]
 
 
+@pytest.mark.parametrize("states_round", [False, True])
+def test_the_same_bytes_in_another_round_are_charged_as_another_draw(
+    open_federation: Any, states_round: bool
+) -> None:
+    """As they may be: in one dimension one pair of draws in some thousands has the same bytes."""
+    fed = joined(open_federation(settings()))
+    for round_id in range(3):
+        assert fed.offer_update("a0", np.full(DIMENSION, 0.1), round_id if states_round else None)
+        fed.advance_round()
+    assert [line["clients"] for line in recorded(fed, "row")] == [["a0"]] * 3
+
+
 def test_a_row_that_nobody_can_pay_for_reaches_no_basket(open_federation: Any) -> None:
     fed = joined(open_federation(settings(buffer={"participation_cap": 9})))
     rows = [np.full(DIMENSION, value / 8) for value in range(ROWS + 1)]

@@ -205,6 +205,28 @@ def test_without_a_claim_there_is_no_noise_of_either_kind(noise):
     np.testing.assert_array_equal(vector * release.scale, 3)
 
 
+@pytest.mark.parametrize("ring", [np.uint32, np.uint64])
+@pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
+def test_the_rings_edge_betrays_nothing(noise, ring):
+    """A corrupt basket adds half the ring, so that neighbours' sums lie on either side of its edge."""
+    d = 2000
+    plan = FederationPlan(HierarchicalFederationConfig(vector_dim=d, layer2=Layer2Config(noise=noise)))
+    release = plan.release([model(b, np.zeros(d)).facts("d", 5) for b in "ab"])
+    half = 2 ** (8 * np.dtype(ring).itemsize - 1)
+    # One coordinate's sum, d times over: each time with noise of its own.
+    move = int(release.grid_sensitivity(("a", "b")) / 2)
+    found = {}
+    for sign in (-1, 1):
+        ring_sum = np.full(d, half + sign * move, ring)
+        vector, _ = noised_mean(ring_sum, release, ("a", "b"), SystemNoise(), "s")
+        steps = vector * release.scale * release.surviving_weight(("a", "b"))
+        assert (np.abs(steps) <= half).all()
+        found[sign] = float(np.mean(steps > 0.0))
+    # mu-GDP: no test tells them apart with an advantage above 2 Phi(mu / 2) - 1; without the wrap it is 1.
+    most = 2.0 * stats.norm.cdf(release.mu / 2.0) - 1.0
+    assert abs(found[1] - found[-1]) < most + 5.0 / math.sqrt(d)
+
+
 def test_noise_falls_on_the_grid_so_that_no_low_order_bits_are_left():
     plan = FederationPlan(HierarchicalFederationConfig(vector_dim=50))
     models = [model(b, np.full(50, 0.123)) for b in "ab"]

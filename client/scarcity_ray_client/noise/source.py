@@ -10,7 +10,8 @@ occur would betray what the noise was added to, in one coordinate of 2e10. The t
 
 Who sees noised values rounded to a grid of sigma/2048 or more (`rounded_gaussian`, `mechanisms.on_grid`) sees
 each with its Gaussian probability to within a relative 4e-12. In d = 1e7 coordinates that shifts a privacy
-loss by 4e-5 at the very most, and by 2e-8 if the errors are as good as independent.
+loss by 4e-5 at the very most, and by 2e-8 if the errors are as good as independent. The grid of gossip's
+vectors is finer, 2^-18 sigma or more, so it is 5e-10 there: 5e-3 at the very most, and 2e-6.
 
 Guarantees:
     system_noise_is_standard_normal: Two-sided tests of distribution, scale and independence.

@@ -8,9 +8,11 @@ delta_reserve). A share of the cap is set aside for gossip, the same for each cl
 central releases and its own gossip, so the caps of both parts add up to mu_total^2, and no client's gossip
 can use up what the releases need.
 
-A general (epsilon, delta)-DP release is an epsilon-DP one except with probability delta (Dwork, Rothblum,
-Vadhan 2010, lemma): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under the
-reserve.
+A general (epsilon, delta)-DP release is, for any two neighbours, made of one that tells all with probability
+delta and is else randomised response at epsilon (Kairouz, Oh, Viswanath 2015, "The Composition Theorem for
+Differential Privacy"): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under
+the reserve. (That both laws lie within delta of a pair that is epsilon apart would not be enough: it costs
+e^total_epsilon as much delta.)
 
 Clients may have ceilings of their own below that (`ceilings`). They hold over all periods together, and only
 for releases and messages whose mu is known: with a ceiling, no release is taken that costs delta.
