@@ -295,11 +295,15 @@ class HierarchicalFederation:
         self.close()
 
     def close(self) -> None:
-        """Leave the federation; the driver that made it ends its actors, one that attached does not."""
+        """Leave the federation; the driver that made it ends its actors, one that attached does not.
+
+        Raises:
+            ScarcityError: What an update of `submit_update_async` met. The federation is closed all the same;
+                the notes name the updates that have no receipt (docs/drivers.md#receipts-that-come-later).
+        """
         if not self._closed:
             try:
-                if self._driver.pipeline.is_used:
-                    self._driver.pipeline.drain()
+                self._driver.pipeline.close()
             finally:
                 try:
                     if self._owner:
@@ -309,8 +313,17 @@ class HierarchicalFederation:
                     self._runtime.close()
 
     def terminate(self) -> None:
-        """End the federation's actors, whichever driver made them. Its ledger stays."""
-        self._open().supervisor.stop()
+        """End the federation's actors, whichever driver made them. Its ledger stays.
+
+        Raises:
+            ScarcityError: As `close`; the actors are ended all the same.
+        """
+        if self._closed:
+            raise UsageError("this federation is closed")
+        try:
+            self._driver.pipeline.close()
+        finally:
+            self._driver.supervisor.stop()
 
     def register_client(
         self,

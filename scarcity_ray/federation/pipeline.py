@@ -11,13 +11,20 @@ import numpy as np
 
 from scarcity_ray.actors.basket import SubmissionResult
 from scarcity_ray.baskets import Receipt
+from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.baskets.submission import SubmissionBatch, joined
+from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.federation.client import BegunCalls
 
 MOST_WAITING = 256
 """Updates that may wait here for the message before theirs; one more waits in the caller."""
 MOST_WAITING_BYTES = 32 * 2**20
 """And how many bytes of theirs; a single update may have more."""
+_ENDED = (
+    (True, "sent and has no receipt, as the federation was closed: sent again, it is a replay if it arrived"),
+    (False, "never sent, as the federation was closed: send it again"),
+)
+"""What became of an update without a receipt, by whether it was sent."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,18 @@ Receipts = tuple[list[Receipt], set[str]]
 
 
 class PendingReceipt:
-    """The receipt of an update that may still be on its way (`submit_update_async`)."""
+    """The receipt of an update that may still be on its way (`submit_update_async`).
 
-    __slots__ = ("_error", "_pipeline", "_receipt")
+    Attributes:
+        was_sent: Whether its message was sent. Where `result` raises and it was not, the update is in no
+            basket; where it was, nobody knows, and sent again it is a replay if it had arrived.
+    """
+
+    __slots__ = ("_error", "_pipeline", "_receipt", "was_sent")
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self.was_sent = False
         self._receipt: Receipt | None = None
         self._error: Exception | None = None
 
@@ -79,6 +92,7 @@ class Pipeline:
         a_receipt_that_comes_later_is_that_of_a_call_that_waits
         a_wave_is_sent_again_under_its_number: Where an actor or its answer is lost; each update counts once.
         what_waits_is_bounded: By `MOST_WAITING` and `MOST_WAITING_BYTES`; beyond them the caller waits.
+        what_has_no_receipt_at_the_end_is_told: Update by update, and whether it was sent.
         receipts_that_came_stay_though_a_release_fails: The error is raised by the call that met it.
 
     Args:
@@ -97,7 +111,7 @@ class Pipeline:
         follow: Callable[[SubmissionBatch, list[Receipt], set[str]], list[Receipt]],
     ) -> None:
         self._begin, self._receive, self._follow = begin, receive, follow
-        self.is_used = False
+        self.is_used = self._is_closed = False
         self._lock = threading.RLock()
         self._waiting: list[tuple[SubmissionBatch, PendingReceipt]] = []
         self._waiting_bytes = 0
@@ -113,6 +127,8 @@ class Pipeline:
         batch = replace(batch, rows=(row.copy() if isinstance(row, np.ndarray) else row,))
         size = _size(batch)
         with self._lock:
+            if self._is_closed:
+                raise UsageError("this federation is closed")
             self.is_used = True
             is_full = self._waiting and self._waiting_bytes + size > MOST_WAITING_BYTES
             if is_full or len(self._waiting) == MOST_WAITING:
@@ -138,6 +154,33 @@ class Pipeline:
             while self._wave is not None or self._waiting:
                 self.settle()
 
+    def close(self) -> None:
+        """Send all that waits, wait for its receipts, and take no more updates.
+
+        A message's error does not keep the others from being sent, unless an actor is lost for good.
+
+        Raises:
+            ScarcityError: What was met first. Its notes name the updates that have no receipt, and each of
+                these says so when it is asked for.
+        """
+        with self._lock:
+            self._is_closed = True
+            asked = self._without_receipt()
+            first: Exception | None = None
+            try:
+                while self._wave is not None or self._waiting:
+                    try:
+                        self.settle()
+                    except ActorLost:
+                        raise
+                    except Exception as error:
+                        first = first or error
+                if first is not None:
+                    raise first
+            except BaseException as failure:
+                self._give_up(asked, failure)
+                raise
+
     def settle(self) -> None:
         """Wait for the receipts of what is on its way, and send what waited for them."""
         with self._lock:
@@ -145,6 +188,26 @@ class Pipeline:
                 self._take(*self._wave)
             if self._waiting:
                 self._send()
+
+    def _without_receipt(self) -> dict[PendingReceipt, str]:
+        """What is on its way and what waits, each named by its client and round."""
+        known = [] if self._wave is None else [(self._wave[0].batch, self._wave[1])]
+        known += [(batch, [pending]) for batch, pending in self._waiting]
+        return {
+            pending: client_id if batch.round_id is None else f"{client_id} (round {batch.round_id})"
+            for batch, together in known
+            for client_id, pending in zip(batch.client_ids, together, strict=True)
+        }
+
+    def _give_up(self, asked: Mapping[PendingReceipt, str], failure: BaseException) -> None:
+        """Have what has no receipt say so, and tell with the failure what that is."""
+        self._wave, self._waiting, self._waiting_bytes = None, [], 0
+        for was_sent, what in _ENDED:
+            lost = [p for p in asked if p._receipt is None and p.was_sent is was_sent]
+            _fail([p for p in lost if p._error is None], UsageError(f"this update was {what}"))
+            if lost:
+                more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+                failure.add_note(f"{', '.join(asked[p] for p in lost[:NAMED])}{more}: {what}")
 
     def _take(self, wave: Wave, pending: Sequence[PendingReceipt]) -> None:
         try:
@@ -163,9 +226,11 @@ class Pipeline:
         together = list(takewhile(lambda waiting: _is_same(waiting[0].round_id, first), self._waiting))
         number = max(1, len(together))  # NaN is no round, and not the same as itself.
         batches, pending = zip(*self._waiting[:number], strict=True)
+        _mark(pending, was_sent=True)
         try:
             self._wave = self._begin(joined(batches)), pending
         except Exception as error:
+            _mark(pending, was_sent=False)
             _fail(pending, error)
             self._drop(number)
             raise
@@ -183,6 +248,11 @@ def _size(batch: SubmissionBatch) -> int:
 
 def _is_same(round_id: object, other: object) -> bool:
     return type(round_id) is type(other) and round_id == other
+
+
+def _mark(pending: Sequence[PendingReceipt], *, was_sent: bool) -> None:
+    for waiting in pending:
+        waiting.was_sent = was_sent
 
 
 def _answer(pending: Sequence[PendingReceipt], receipts: Sequence[Receipt]) -> None:
