@@ -52,8 +52,8 @@ class ActorClient:
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
         a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
-            next lookup of every other driver in the directory. A submission makes none where the driver knows
-            its clients' baskets (`OperationRunner.locate`).
+            next lookup of every other driver in the directory, or its next submission to a basket actor that
+            was told.
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver knows.
@@ -185,8 +185,12 @@ class ActorClient:
 
     def heed(self, news: News) -> None:
         """Warn of faults that other drivers noted."""
-        if news.last_fault is not None and news.last_fault not in self._heard:
+        if not self.has_heard(news.last_fault):
             self.hear_faults()
+
+    def has_heard(self, fault_id: str | None) -> bool:
+        """Whether this driver has warned of a fault, if there is one."""
+        return fault_id is None or fault_id in self._heard
 
     def _new_faults(self) -> list[Fault]:
         """The directory's faults that this driver has not heard of yet; they are kept and logged."""

@@ -322,6 +322,7 @@ class Driver:
                 told = answer.with_signed() if answer.signed else answer.receipts
                 receipts.update(zip(by_slot[slot], told, strict=True))
                 due.update(answer.due)
+            self._acknowledge(batch, by_slot, told_by)
             pending = [
                 i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
             ]
@@ -332,9 +333,21 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
-        answers = [receipts[i] for i in range(len(receipts))]
-        self.supervisor.acknowledged.note(batch.client_ids, answers)
-        return answers, due
+        return [receipts[i] for i in range(len(receipts))], due
+
+    def _acknowledge(
+        self,
+        batch: SubmissionBatch,
+        by_slot: Mapping[int, Sequence[int]],
+        told_by: Mapping[int, SubmissionResult],
+    ) -> None:
+        """Note what was accepted, before a fault that takes it is heard of, and after one that did not."""
+        has_heard = self.client.has_heard
+        for slot, answer in sorted(told_by.items(), key=lambda told: not has_heard(told[1].last_fault)):
+            if not has_heard(answer.last_fault):
+                self.client.hear_faults()
+            ids = [batch.client_ids[i] for i in by_slot[slot]]
+            self.supervisor.acknowledged.note(ids, answer.receipts)
 
     def _routed(
         self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool

@@ -865,6 +865,7 @@ class HierarchicalFederation:
     def faults(self) -> tuple[str, ...]:
         """What was lost with roles that died, oldest first, whichever driver noticed (`FaultWarning`)."""
         if not self._closed:
+            self._driver.pipeline.go_on()  # What they took is named if its receipt is here.
             self._driver.client.hear_faults()
         return tuple(self._driver.client.faults)
 

@@ -629,7 +629,7 @@ class World:
             waiting = Counter(i for host in self.hosts().values() for i in self.held_by(host))
             twice = [i for i, count in waiting.items() if count > 1]
             self._require(self.setting.gossip or not twice, f"updates {twice} wait twice")
-            self._check_losses(fed, stats)
+            self._check_losses(fed, stats, waiting)
             for _ in range(3):
                 if fed.force_aggregate() is None:
                     break
@@ -667,8 +667,10 @@ class World:
         spent, total = stats["privacy_consumed_epsilon"], self.fed.config.total_epsilon
         self._require(spent <= total * (1 + 1e-9), f"epsilon {spent} of {total}")
 
-    def _check_losses(self, fed: HierarchicalFederation, stats: dict[str, Any]) -> None:
-        """What was lost is named or counted."""
+    def _check_losses(
+        self, fed: HierarchicalFederation, stats: dict[str, Any], waiting: Collection[int]
+    ) -> None:
+        """What was lost is named or counted, and what waits was not lost."""
         for name in self.losses:
             named = any(name in fault and "lost" in fault for fault in fed.faults)
             self._require(named, f"{name} died with updates, and the faults say {fed.faults}")
@@ -677,6 +679,15 @@ class World:
                 update = self.updates[i]
                 named = (CLIENTS[update.client], update.round_id) in told.lost_updates
                 self._require(named, f"update {i} was lost, and {told.lost_updates} are named")
+        for sender in filter(None, self.drivers):
+            for client, round_id in sender.lost_updates:
+                of = [
+                    i
+                    for i, u in enumerate(self.updates)
+                    if (CLIENTS[u.client], u.round_id) == (client, round_id)
+                ]
+                is_there = any(i in waiting for i in of) and not any(i in self.lost for i in of)
+                self._require(not is_there, f"updates {of} are named as lost, and wait")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
                 told = stats[f"n_basket_models_{key}"]

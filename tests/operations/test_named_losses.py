@@ -1,0 +1,69 @@
+"""A driver names the updates that died with a basket actor, and no others, whichever driver saw it die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from scarcity_ray import FaultWarning, HierarchicalFederation, Rejection
+from tests.operations.stopping import CLIENTS, IDS, ROWS, Scene
+
+
+def dies(fed: HierarchicalFederation, role: str, seen_by: HierarchicalFederation) -> None:
+    fed._runtime.kill(role)
+    with pytest.warns(FaultWarning, match=role):
+        seen_by.get_stats()
+
+
+def test_what_was_accepted_after_the_death_is_not_named(scene_of: Callable[..., Scene]) -> None:
+    """The driver sends on to where its clients were, before it has heard."""
+    scene = scene_of(buffer={"participation_cap": 9})
+    fed = scene.fed
+    assert fed.offer_update("c0", ROWS[0])
+    dies(fed, "basket:0", seen_by=scene.another_driver())
+    with pytest.warns(FaultWarning, match="basket:0 died"):
+        assert fed.offer_update("c1", ROWS[1])
+    fed.get_stats()
+    assert fed.lost_updates == (("c0", 0),)
+    assert fed.offer_update("c0", ROWS[0])
+    dies(fed, "basket:0", seen_by=fed)
+    assert sorted(fed.lost_updates[1:]) == [("c0", 0), ("c1", 0)]
+
+
+def test_what_was_accepted_before_the_death_is_named_though_its_receipt_is_read_later(
+    scene_of: Callable[..., Scene],
+) -> None:
+    scene = scene_of()
+    fed = scene.fed
+    pending = [fed.submit_update_async(client, ROWS[0]) for client in ("c0", "c1")]
+    dies(fed, "basket:0", seen_by=scene.another_driver())
+    with pytest.warns(FaultWarning, match="basket:0 died"):
+        assert len(fed.faults) == 1
+    assert all(p.result() for p in pending)
+    assert fed.lost_updates == (("c0", 0), ("c1", 0))
+
+
+def test_what_was_accepted_is_named_though_others_of_the_batch_are_looked_for_yet(
+    scene_of: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client has moved; before it is looked up, the actor dies that has accepted the rest of the batch."""
+    scene = scene_of(runtime={"baskets_per_actor": 1})
+    fed, other = scene.fed, scene.another_driver()
+    where = other._driver.operations.locate(IDS)
+    other.unregister_client("c0")
+    locate, slot = fed._driver.operations.locate, where["e0"][1]
+
+    def looked_up(ids: Any, *, fresh: bool = True) -> Any:
+        if fresh:
+            dies(fed, f"basket:{slot}", seen_by=other)
+        return locate(ids, fresh=fresh)
+
+    monkeypatch.setattr(fed._driver.operations, "locate", looked_up)
+    with pytest.warns(FaultWarning, match="died"):
+        receipts = dict(zip(IDS, fed.submit_updates(IDS, ROWS), strict=True))
+    assert receipts["c0"].reason is Rejection.UNKNOWN_CLIENT
+    died = {client for client, domain in CLIENTS if domain == "e" and where[client][1] == slot}
+    assert all(receipts[client] for client in died)
+    assert {client for client, _ in fed.lost_updates} == died
