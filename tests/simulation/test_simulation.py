@@ -163,6 +163,16 @@ FOUND = (
         ),
         Setting(),
     ),
+    # A driver sent on before it heard that an actor had died, and named as lost what the next one has.
+    Program(
+        (
+            Step(Act.SEND),
+            Step(Act.STATS, driver=1, faults=(Fault(Kind.OTHER_DIES, 0, 1),)),
+            Step(Act.SEND_ALL),
+            Step(Act.STATS),
+        ),
+        Setting(),
+    ),
 )
 """What long runs have found."""
 

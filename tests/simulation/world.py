@@ -680,14 +680,13 @@ class World:
                 named = (CLIENTS[update.client], update.round_id) in told.lost_updates
                 self._require(named, f"update {i} was lost, and {told.lost_updates} are named")
         for sender in filter(None, self.drivers):
-            for client, round_id in sender.lost_updates:
-                of = [
-                    i
-                    for i, u in enumerate(self.updates)
-                    if (CLIENTS[u.client], u.round_id) == (client, round_id)
-                ]
-                is_there = any(i in waiting for i in of) and not any(i in self.lost for i in of)
-                self._require(not is_there, f"updates {of} are named as lost, and wait")
+            # One that was released, and forgotten with its actor, is named, too, and may be sent again.
+            told = {*sender.lost_updates}
+            named = {
+                i for i in waiting if (CLIENTS[self.updates[i].client], self.updates[i].round_id) in told
+            }
+            wrong = named - self.lost.keys() - self.forgotten
+            self._require(not wrong, f"updates {wrong} wait, and are named as lost")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
                 told = stats[f"n_basket_models_{key}"]
