@@ -116,8 +116,6 @@ class Driver:
         self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
         self.supervisor.note_told(range(self.supervisor.num_slots))
-        if lost := self.supervisor.lost_releases(self.client.now()):
-            self.client.note_faults([lost_releases("" if last is None else last.ledger_head, lost)])
         return opened
 
     def attach(self) -> None:
@@ -473,8 +471,8 @@ class Driver:
             self.client.call_baskets(Call(BasketHost.set_read_only, True))
         if outcome.lost_roles:
             self.client.recover(*outcome.lost_roles)
-        if outcome.unpublished:
-            self.client.note_faults([lost_releases(*since) for since in outcome.unpublished.items()])
+        if lost := [fault for since in outcome.unpublished.items() for fault in lost_releases(*since)]:
+            self.client.note_faults(lost)
         if not (outcome.aborted or outcome.dropped):
             self._told_registry = told
         return outcome

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 
 from scarcity_ray import FaultWarning, HierarchicalFederation, Rejection
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
+from scarcity_ray.actors.names import GLOBAL
+from scarcity_ray.actors.secure_session import PlainSession
+from scarcity_ray.errors import ActorLost, SecureAggregationAborted
+from scarcity_ray.layers.models import GlobalMetaModel
 from tests.operations.stopping import CLIENTS, IDS, ROWS, Scene
 
 
@@ -67,3 +72,47 @@ def test_what_was_accepted_is_named_though_others_of_the_batch_are_looked_for_ye
     died = {client for client, domain in CLIENTS if domain == "e" and where[client][1] == slot}
     assert all(receipts[client] for client in died)
     assert {client for client, _ in fed.lost_updates} == died
+
+
+def test_each_release_that_was_charged_and_never_made_is_told_once(
+    scene_of: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the global actor died of it or not, and however often it dies afterwards."""
+    fed = scene_of(total_epsilon=90.0, layer2={"use_secure_aggregation": False}).fed
+
+    unmask, release = PlainSession.unmask, GlobalAggregator._release
+
+    def aborts(self: PlainSession, now: float) -> Any:
+        unmask(self, now)
+        raise SecureAggregationAborted("too few are left")
+
+    def dies(self: GlobalAggregator, *args: Any) -> GlobalMetaModel:
+        fed._runtime.kill(GLOBAL)
+        raise ActorLost(GLOBAL)
+
+    def lost_with(deed: Callable[..., Any]) -> None:
+        fed.advance_round()
+        assert all(fed.submit_updates(IDS, ROWS))
+        monkeypatch.setattr(PlainSession, "unmask", aborts if deed is aborts else unmask)
+        monkeypatch.setattr(GlobalAggregator, "_release", dies if deed is dies else release)
+        with pytest.warns(FaultWarning, match="never published"):
+            assert fed.force_aggregate() is None
+        monkeypatch.setattr(PlainSession, "unmask", unmask)
+        monkeypatch.setattr(GlobalAggregator, "_release", release)
+
+    def told() -> int:
+        fed.get_stats()
+        return sum("1 release was charged and never published" in loss for loss in fed.faults)
+
+    for number, deed in enumerate((dies, dies, aborts, aborts, dies, aborts), 1):
+        lost_with(deed)
+        assert told() == number
+        fed._runtime.kill(GLOBAL)
+        with pytest.warns(FaultWarning, match=f"{GLOBAL} aggregator died"):
+            fed.maybe_aggregate()
+        assert told() == number
+    fed.advance_round()
+    assert all(fed.submit_updates(IDS, ROWS))
+    assert fed.force_aggregate() is not None
+    lost_with(aborts)
+    assert told() == 7
