@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import numpy as np
@@ -27,18 +27,25 @@ _ENDED = (
 """What became of an update without a receipt, by whether it was sent."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wave:
-    """A batch of updates that was sent to its baskets, a message a basket actor.
+    """A batch of updates on its way to its baskets, a message a basket actor.
 
     Attributes:
         batch: As it was signed.
-        by_slot: The updates that each basket actor was sent, by their places in the batch.
+        sent: The updates that each basket actor is sent, by their places in the batch, and the calls.
+        beside: Whether others are made before these are answered.
+        receipts: Those that are here, by place.
+        due: The baskets that are.
+        noted: The last calls whose answers are.
     """
 
     batch: SubmissionBatch
-    by_slot: Mapping[int, Sequence[int]]
-    calls: BegunCalls[SubmissionResult]
+    sent: tuple[Mapping[int, Sequence[int]], BegunCalls[SubmissionResult]]
+    beside: bool = False
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+    due: set[str] = field(default_factory=set)
+    noted: BegunCalls[SubmissionResult] | None = None
 
 
 Receipts = tuple[list[Receipt], set[str]]
@@ -96,8 +103,9 @@ class Pipeline:
         receipts_that_came_stay_though_a_release_fails: The error is raised by the call that met it.
 
     Args:
-        begin: Sends a batch, and waits for no answer.
-        receive: Waits for the receipts of a batch.
+        begin: Signs a batch, and routes it.
+        send: Sends what was not sent of it yet, and waits for no answer.
+        receive: Waits for its receipts; done again if it was interrupted.
         follow: Does what is due after receipts, which may change those of updates that were refused.
 
     Attributes:
@@ -107,10 +115,11 @@ class Pipeline:
     def __init__(
         self,
         begin: Callable[[SubmissionBatch], Wave],
-        receive: Callable[[SubmissionBatch, Wave], Receipts],
+        send: Callable[[Wave], None],
+        receive: Callable[[Wave], Receipts],
         follow: Callable[[SubmissionBatch, list[Receipt], set[str]], list[Receipt]],
     ) -> None:
-        self._begin, self._receive, self._follow = begin, receive, follow
+        self._begin, self._transmit, self._receive, self._follow = begin, send, receive, follow
         self.is_used = self._is_closed = False
         self._lock = threading.RLock()
         self._waiting: list[tuple[SubmissionBatch, PendingReceipt]] = []
@@ -145,7 +154,9 @@ class Pipeline:
     def go_on(self) -> None:
         """Take the receipts that are here, and send what waited for them; waits for nothing else."""
         with self._lock:
-            if self._wave is None or self._wave[0].calls.are_answered():
+            if self._wave is not None:
+                self._transmit(self._wave[0])
+            if self._wave is None or self._wave[0].sent[1].are_answered():
                 self.settle()
 
     def drain(self) -> None:
@@ -211,7 +222,7 @@ class Pipeline:
 
     def _take(self, wave: Wave, pending: Sequence[PendingReceipt]) -> None:
         try:
-            receipts, due = self._receive(wave.batch, wave)
+            receipts, due = self._receive(wave)
         except Exception as error:
             self._wave = None
             _fail(pending, error)
@@ -222,24 +233,28 @@ class Pipeline:
 
     def _send(self) -> None:
         """Send the updates that wait, up to the first one for another round."""
+        # After an interruption, without those that were sent by then.
+        self._keep([one for one in self._waiting if not one[1].was_sent])
+        if not self._waiting:
+            return
         first = self._waiting[0][0].round_id
         together = list(takewhile(lambda waiting: _is_same(waiting[0].round_id, first), self._waiting))
         number = max(1, len(together))  # NaN is no round, and not the same as itself.
         batches, pending = zip(*self._waiting[:number], strict=True)
-        _mark(pending, was_sent=True)
         try:
-            self._wave = self._begin(joined(batches)), pending
+            wave = self._begin(joined(batches))
         except Exception as error:
-            _mark(pending, was_sent=False)
             _fail(pending, error)
-            self._drop(number)
+            self._keep(self._waiting[number:])
             raise
-        # Where Ctrl-C comes in between they are sent again, and those that had arrived are replays.
-        self._drop(number)
+        self._wave = wave, pending
+        for waiting in pending:
+            waiting.was_sent = True
+        self._keep(self._waiting[number:])
+        self._transmit(wave)
 
-    def _drop(self, number: int) -> None:
-        self._waiting_bytes -= sum(_size(batch) for batch, _ in self._waiting[:number])
-        del self._waiting[:number]
+    def _keep(self, waiting: list[tuple[SubmissionBatch, PendingReceipt]]) -> None:
+        self._waiting, self._waiting_bytes = waiting, sum(_size(batch) for batch, _ in waiting)
 
 
 def _size(batch: SubmissionBatch) -> int:
@@ -248,11 +263,6 @@ def _size(batch: SubmissionBatch) -> int:
 
 def _is_same(round_id: object, other: object) -> bool:
     return type(round_id) is type(other) and round_id == other
-
-
-def _mark(pending: Sequence[PendingReceipt], *, was_sent: bool) -> None:
-    for waiting in pending:
-        waiting.was_sent = was_sent
 
 
 def _answer(pending: Sequence[PendingReceipt], receipts: Sequence[Receipt]) -> None:

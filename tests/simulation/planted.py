@@ -269,14 +269,13 @@ def directory_answers_before_it_is_stored(patch: Patch) -> None:
 
 def what_was_sent_without_waiting_is_sent_again_as_new(patch: Patch) -> None:
     """A message whose answer was not waited for gets another number when it is sent again."""
-    call_baskets = ActorClient.call_baskets
+    answers = ActorClient.answers
 
-    @functools.wraps(call_baskets)
-    def renumbered(self: ActorClient, asked: Any, begun: BegunCalls[Any] | None = None) -> Any:
-        begun = None if begun is None else replace(begun, number=self._next_id())
-        return call_baskets(self, asked, begun)
+    @functools.wraps(answers)
+    def renumbered(self: ActorClient, begun: BegunCalls[Any]) -> Any:
+        return answers(self, replace(begun, number=self._next_id()))
 
-    patch.setattr(ActorClient, "call_baskets", renumbered)
+    patch.setattr(ActorClient, "answers", renumbered)
 
 
 def what_waits_at_the_end_is_forgotten(patch: Patch) -> None:

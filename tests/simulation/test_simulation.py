@@ -173,6 +173,15 @@ FOUND = (
         ),
         Setting(),
     ),
+    # A driver was interrupted as it sent what had waited: it was sent again as something new, and refused.
+    Program(
+        (
+            Step(Act.SEND_LATER, driver=1),
+            Step(Act.RECEIPTS, driver=1, faults=(Fault(Kind.INTERRUPTED, 2),)),
+            Step(Act.AGGREGATE, driver=1),
+        ),
+        Setting(lazy=True),
+    ),
 )
 """What long runs have found."""
 

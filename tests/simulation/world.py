@@ -240,9 +240,8 @@ class World:
                     frame.driver = fed = self.drivers[driver] = self.another_driver()
                 ACTS[act](self, fed, k % NUM_CLIENTS)
                 self._look(fed._driver.supervisor.latest)
-            except Gone:  # What it was sending may be sent again as something new.
-                for attempt in self.later.get(self.drivers[driver], []):  # type: ignore[arg-type]
-                    attempt.possible = True
+            except Gone:
+                pass
             except ActorLost as error:
                 self._require(self._faults(), f"without a fault: {error}")
             except (LedgerError, StorageError) as error:
