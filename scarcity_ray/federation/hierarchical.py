@@ -243,6 +243,7 @@ class HierarchicalFederation:
                 noise or SystemNoise(draw_block),
                 record.name,
                 private_ledger=record.private_ledger and ledger_path is None,
+                first_head=record.first_head,
             )
             plan, told = make_plan(config), Told()
             told.note(warnings_at_start(plan))

@@ -204,9 +204,8 @@ class Supervisor:
     def _lost_releases(self, last: GlobalMetaModel | None, now: float) -> list[Fault]:
         """Releases charged since the `last` one there is: their noise may have been drawn, and is gone."""
         head = "" if last is None else last.ledger_head
-        return lost_releases(
-            head, Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
-        )
+        asked = Call(Accountant.releases_since, head or self.identity.first_head, now)
+        return lost_releases(head, asked.send(self.peers, ACCOUNTANT).result())
 
     def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[LedgerOpening]) -> BudgetStatus:
         """Start the first role, whose ledger says who the federation is."""
@@ -219,6 +218,7 @@ class Supervisor:
             federation_id=opened.federation_id,
             incarnation=opened.incarnation,
             run=opened.run,
+            first_head=self.identity.first_head or opened.head_hash,
         )
         return opened
 

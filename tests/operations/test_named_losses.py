@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +117,21 @@ def test_each_release_that_was_charged_and_never_made_is_told_once(
     assert fed.force_aggregate() is not None
     lost_with(aborts)
     assert told() == 7
+
+
+def test_what_an_earlier_federation_released_is_no_loss_of_the_next_one_on_its_ledger(
+    scene_of: Callable[..., Scene], tmp_path: Path
+) -> None:
+    ledger, storage = str(tmp_path / "ledger.sqlite"), str(tmp_path / "state")
+    earlier = scene_of(ledger_path=ledger, layer2={"use_secure_aggregation": False}).fed
+    assert all(earlier.submit_updates(IDS, ROWS))
+    assert earlier.force_aggregate() is not None
+    earlier.close()
+    fed = scene_of(ledger_path=ledger, storage_path=storage).fed
+    fed._runtime.kill(GLOBAL)
+    with pytest.warns(FaultWarning, match="nothing is lost"):
+        fed.get_stats()
+    fed.close()
+    for _ in range(2):
+        with HierarchicalFederation.restore(storage, runtime="local") as restored:
+            assert not [loss for loss in restored.faults if "never published" in loss]
