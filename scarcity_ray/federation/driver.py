@@ -346,10 +346,12 @@ class Driver:
         """Note what was accepted, before a fault that takes it is heard of, and after one that did not."""
         has_heard = self.client.has_heard
         for slot, answer in sorted(told_by.items(), key=lambda told: not has_heard(told[1].last_fault)):
-            if not has_heard(answer.last_fault):
-                self.client.hear_faults()
-            ids = [batch.client_ids[i] for i in by_slot[slot]]
-            self.supervisor.acknowledged.note(ids, answer.receipts)
+            try:
+                if not has_heard(answer.last_fault):
+                    self.client.hear_faults()
+            finally:  # A warning may be turned into an error.
+                ids = [batch.client_ids[i] for i in by_slot[slot]]
+                self.supervisor.acknowledged.note(ids, answer.receipts)
 
     def _routed(
         self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool = False, beside: bool = False

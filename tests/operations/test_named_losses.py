@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ def test_what_was_accepted_after_the_death_is_not_named(scene_of: Callable[..., 
     assert fed.offer_update("c0", ROWS[0])
     dies(fed, "basket:0", seen_by=fed)
     assert sorted(fed.lost_updates[1:]) == [("c0", 0), ("c1", 0)]
+
+
+def test_what_was_accepted_is_noted_though_the_warning_is_an_error(scene_of: Callable[..., Scene]) -> None:
+    scene = scene_of()
+    fed = scene.fed
+    assert fed.offer_update("c0", ROWS[0])
+    dies(fed, "basket:0", seen_by=scene.another_driver())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FaultWarning)
+        with pytest.raises(FaultWarning):
+            fed.offer_update("c1", ROWS[1])
+    assert fed.lost_updates == (("c0", 0),)
+    dies(fed, "basket:0", seen_by=fed)
+    assert fed.lost_updates[1:] == (("c1", 0),)
 
 
 def test_what_was_accepted_before_the_death_is_named_though_its_receipt_is_read_later(
