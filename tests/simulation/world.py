@@ -814,6 +814,7 @@ def _basket(fed: HierarchicalFederation, k: int) -> str:
 def _leave(world: World, fed: HierarchicalFederation, k: int) -> None:
     with world.changing(k, to=False):
         fed.unregister_client(CLIENTS[k])
+        world._take_receipts(fed)  # What was refused before is not withdrawn.
 
 
 def _join(world: World, fed: HierarchicalFederation, k: int) -> None:
