@@ -224,11 +224,11 @@ class Pipeline:
         try:
             receipts, due = self._receive(wave)
         except Exception as error:
-            self._wave = None
             _fail(pending, error)
+            self._wave = None
             raise
+        _answer(pending, receipts)  # First, so that an interruption leaves none without.
         self._wave = None
-        _answer(pending, receipts)
         _answer(pending, self._follow(wave.batch, receipts, due))
 
     def _send(self) -> None:

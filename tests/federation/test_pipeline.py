@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,35 @@ def test_receipts_that_came_stay_though_a_release_fails(
             pending[3].result()
         assert all(p.result() for p in pending)
     assert fed.submit_update_async("e0", ROWS[4]).result()
+
+
+def test_an_interruption_leaves_no_update_without_a_receipt(
+    open_slow: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes: as a message is sent, as its answers are read, as receipts are handed out."""
+    settings = {"runtime": {"baskets_per_actor": 1}, "buffer": {"participation_cap": 99}}
+    fed, line = open_slow(**settings)
+    number = 0
+    for owner, name in ((_Handle, "call"), (_Later, "result"), (pipeline, "_answer")):
+        work = getattr(owner, name)
+        for place in range(4):
+            rows, number = (number + 2 + np.arange(8)[:, None]) * ROWS, number + 8
+            pending = [fed.submit_update_async(c, row) for (c, _), row in zip(CLIENTS, rows, strict=True)]
+            passed = itertools.count()
+
+            def interrupted(*args: Any, work: Any = work, place: int = place, passed: Any = passed) -> Any:
+                if next(passed) == place:
+                    raise KeyboardInterrupt
+                return work(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, interrupted)
+                with suppress(KeyboardInterrupt):
+                    pending[-1].result()
+            fed.get_stats()
+            assert all(p.done() and p.result() for p in pending)
+    assert fed.get_stats()["n_updates_buffered"] == number
+    assert len(line.sent) > 2 * 12
 
 
 def test_what_could_not_be_sent_says_so_to_each_and_the_next_is_sent(
