@@ -234,7 +234,7 @@ class Pipeline:
     def _send(self) -> None:
         """Send the updates that wait, up to the first one for another round."""
         # After an interruption, without those that were sent by then.
-        self._keep([one for one in self._waiting if not one[1].was_sent])
+        self._keep([one for one in self._waiting if one[1]._receipt is None and one[1]._error is None])
         if not self._waiting:
             return
         first = self._waiting[0][0].round_id
