@@ -80,11 +80,13 @@ class SubmissionResult:
 
     Attributes:
         signed: With ``receipts: true``, each basket's signed receipts, for those accepted, in order.
+        last_fault: The id of the last fault that the actor knows: what that took was accepted before this.
     """
 
     receipts: tuple[Receipt, ...]
     due: tuple[str, ...] = ()
     signed: Mapping[str, ReceiptBatch] = field(default_factory=dict)
+    last_fault: str | None = None
 
     def with_signed(self) -> Iterator[Receipt]:
         """The receipts, each with the signed one, if there is one."""
@@ -404,7 +406,7 @@ class BasketHost(Role):
         signed = {}
         if config.receipts:
             signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
-        result = SubmissionResult(tuple(receipts), tuple(due), signed)
+        result = SubmissionResult(tuple(receipts), tuple(due), signed, next(reversed(self._faults), None))
         if self._journal is None:
             return result
         if self._call is not None:

@@ -91,7 +91,11 @@ class Layer2Outcome:
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role; when it is restarted, `latest` or what is `kept` is the last release."""
+    """Layer 2 as a role; when it is restarted, `latest` or what is `kept` is the last release.
+
+    Args:
+        unpublished: How many releases were charged since and never made, as the ledger says.
+    """
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class GlobalAggregator(Role):
         entropy: Callable[[int], bytes] = os.urandom,
         latest: GlobalMetaModel | None = None,
         kept: Snapshots | None = None,
+        unpublished: int = 0,
     ) -> None:
         super().__init__()
         self._kept = kept
@@ -123,7 +128,7 @@ class GlobalAggregator(Role):
         self._violations: deque[str] = deque(maxlen=SHOWN)
         self._num_violations = 0
         self._in_doubt: str | None = None
-        self._unpublished: Counter[str] = Counter()
+        self._unpublished = Counter({self._last_head: unpublished})
 
     @query
     def latest(self) -> GlobalMetaModel | None:
@@ -196,7 +201,7 @@ class GlobalAggregator(Role):
             voiding = Call(Accountant.void_release, self._in_doubt, now, {"asked_by": GLOBAL})
             is_void = voiding.send(self._peers, ACCOUNTANT).result()
             self._in_doubt = None
-            self._unpublished[self._last.ledger_head] += not is_void
+            self._unpublished[self._last_head] += not is_void
 
     def _attempt_release(
         self,
@@ -242,7 +247,7 @@ class GlobalAggregator(Role):
                 raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True)
-            since = self._last.ledger_head
+            since = self._last_head
             self._unpublished[since] += 1
             ring_sum = session.unmask(now)
         finally:
@@ -435,6 +440,11 @@ class GlobalAggregator(Role):
             self._kept.write(RELEASE, model, CODEC, keep=self._plan.config.retention.releases)
         self._last.model, self._aborted, self._unkept = model, None, None
         return model
+
+    @property
+    def _last_head(self) -> str:
+        """The ledger's head in the last release; empty before the first."""
+        return "" if self._last.model is None else self._last.model.ledger_head
 
     @property
     def _since(self) -> float | None:

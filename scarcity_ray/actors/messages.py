@@ -213,6 +213,7 @@ class FederationIdentity:
         incarnation: How often a federation was opened on the ledger, with this time; 0 until it is open.
         run: This opening's random number, which clients sign their updates for; 0 until it is open.
         private_ledger: Whether the ledger's folder must be this user's alone.
+        first_head: The ledger's head as this federation began: what was charged before is another's.
         actors_key: Shared by drivers and basket actors; it authenticates actors to each other
             (`actors.migration`).
     """
@@ -226,6 +227,7 @@ class FederationIdentity:
     incarnation: int = 0
     run: int = 0
     private_ledger: bool = False
+    first_head: str = ""
     actors_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
 

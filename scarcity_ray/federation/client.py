@@ -9,7 +9,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
@@ -19,7 +19,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.config.arguments import moment_of
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor, named_updates
-from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName, Running
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Peers, Role, RoleName, Running
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -35,15 +35,21 @@ RECOVERIES = 3
 
 @dataclass(frozen=True)
 class BegunCalls(Generic[T]):
-    """Calls to basket actors that are on their way, by slot, all under one number."""
+    """Calls to basket actors, by slot, all under one number; those in `pending` are on their way."""
 
     calls: Mapping[int, Call[BasketHost, T]]
-    pending: Mapping[int, Running[T]]
     number: IdempotencyKey
+    pending: dict[int, Running[T]] = field(default_factory=dict)
+
+    def send(self, peers: Peers) -> None:
+        """Send those that were not sent yet: an interruption may have come in between."""
+        for slot, call in self.calls.items():
+            if slot not in self.pending:
+                self.pending[slot] = call.send(peers, basket_actor(slot), self.number)
 
     def are_answered(self) -> bool:
         """Whether all answers are here, or lost."""
-        return all(answer.is_over() for answer in self.pending.values())
+        return len(self.pending) == len(self.calls) and all(one.is_over() for one in self.pending.values())
 
 
 class ActorClient:
@@ -52,8 +58,8 @@ class ActorClient:
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
         a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
-            next lookup of every other driver in the directory. A submission makes none where the driver knows
-            its clients' baskets (`OperationRunner.locate`).
+            next lookup of every other driver in the directory, or its next submission to a basket actor that
+            was told.
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver knows.
@@ -91,28 +97,36 @@ class ActorClient:
         """
         return self._answer(role, Call(method, *args, **kwargs), self._next_id())
 
-    def call_baskets(
-        self,
-        asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]],
-        begun: BegunCalls[T] | None = None,
-    ) -> dict[int, T]:
+    def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
         """As `call`, for several basket actors in parallel; answers by slot.
 
         Args:
             asked: One call for all actors that this driver knows of, or a call for each slot.
-            begun: If they were sent already.
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
-        if begun is not None:
-            pending, number = begun.pending, begun.number
-        else:
-            peers, number = self.supervisor.peers, self._next_id()
-            pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
+        return self.answers(self.numbered(asked))
+
+    def numbered(self, asked: Mapping[int, Call[BasketHost, T]], *, beside: bool = False) -> BegunCalls[T]:
+        """Calls that are to be sent.
+
+        Args:
+            beside: Whether this driver makes others before they are answered; one such at a time.
+        """
+        number = IdempotencyKey(f"{self._driver}/begun", next(self._numbers)) if beside else self._next_id()
+        return BegunCalls(asked, number)
+
+    def send(self, begun: BegunCalls[T]) -> None:
+        """Send calls, and wait for no answer."""
+        begun.send(self.supervisor.peers)
+
+    def answers(self, begun: BegunCalls[T]) -> dict[int, T]:
+        """Wait for the answers to calls; by slot."""
+        self.send(begun)
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
-        for slot, answer in pending.items():
+        for slot, answer in begun.pending.items():
             try:
                 answers[slot] = answer.result()
             except ActorLost as loss:
@@ -125,14 +139,8 @@ class ActorClient:
         if lost:
             self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._answer(basket_actor(slot), asked[slot], number)
+            answers[slot] = self._answer(basket_actor(slot), begun.calls[slot], begun.number)
         return answers
-
-    def begin_baskets(self, asked: Mapping[int, Call[BasketHost, T]]) -> BegunCalls[T]:
-        """Send calls that `call_baskets` waits for later; one such at a time, others may come in between."""
-        peers, number = self.supervisor.peers, IdempotencyKey(f"{self._driver}/begun", next(self._numbers))
-        pending = {slot: call.send(peers, basket_actor(slot), number) for slot, call in asked.items()}
-        return BegunCalls(asked, pending, number)
 
     def recover(self, *names: str) -> None:
         """Restart dead roles, and others that these need first; note and log what was lost.
@@ -185,8 +193,12 @@ class ActorClient:
 
     def heed(self, news: News) -> None:
         """Warn of faults that other drivers noted."""
-        if news.last_fault is not None and news.last_fault not in self._heard:
+        if not self.has_heard(news.last_fault):
             self.hear_faults()
+
+    def has_heard(self, fault_id: str | None) -> bool:
+        """Whether this driver has warned of a fault, if there is one."""
+        return fault_id is None or fault_id in self._heard
 
     def _new_faults(self) -> list[Fault]:
         """The directory's faults that this driver has not heard of yet; they are kept and logged."""

@@ -30,7 +30,7 @@ from scarcity_ray.baskets.reports import Backlog, BasketReport, Layer1Outcome, R
 from scarcity_ray.baskets.submission import SubmissionBatch, charged_rows, signed
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
+from scarcity_ray.federation.client import RECOVERIES, ActorClient, BegunCalls, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.pipeline import PendingReceipt, Pipeline, Wave
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
@@ -84,7 +84,7 @@ class Driver:
         self.told = told or Told()
         self.operator = operator
         self.keypairs: dict[str, IdentityKeyPair] = {}
-        self.pipeline = Pipeline(self._begin, self._sent, self._followed)
+        self.pipeline = Pipeline(self._begin, self._send, self._received, self._followed)
         self._told_registry: Registry | None = None
         self._told_period: int | None = None
         self._told_taken_over = False
@@ -116,8 +116,6 @@ class Driver:
         self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
         self.supervisor.note_told(range(self.supervisor.num_slots))
-        if lost := self.supervisor.lost_releases(self.client.now()):
-            self.client.note_faults([lost_releases("" if last is None else last.ledger_head, lost)])
         return opened
 
     def attach(self) -> None:
@@ -273,13 +271,15 @@ class Driver:
         return self.pipeline.offer(batch)
 
     def _begin(self, batch: SubmissionBatch) -> Wave:
-        """Sign updates and send them to their baskets."""
+        """Sign updates, and route them to their baskets; nothing is sent."""
         if self.supervisor.plan.site_noise is not None:
             batch = self._charged(batch)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
-        by_slot, calls = self._routed(batch, range(len(batch)), fresh=False)
-        return Wave(batch, by_slot, self.client.begin_baskets(calls))
+        return Wave(batch, self._routed(batch, range(len(batch)), beside=True), beside=True)
+
+    def _send(self, wave: Wave) -> None:
+        self.client.send(wave.sent[1])
 
     def _charged(self, batch: SubmissionBatch) -> SubmissionBatch:
         if not self.supervisor.plan.row_schedule.is_constant:
@@ -304,43 +304,60 @@ class Driver:
             self.refuse_if_spent()
         return answers
 
-    def _sent(self, batch: SubmissionBatch, wave: Wave | None = None) -> tuple[list[Receipt], set[str]]:
+    def _sent(self, batch: SubmissionBatch) -> tuple[list[Receipt], set[str]]:
+        """Send updates to their baskets; their receipts, in order, and the baskets that are due."""
+        return self._received(Wave(batch, self._routed(batch, range(len(batch)))))
+
+    def _received(self, wave: Wave) -> tuple[list[Receipt], set[str]]:
         """Receipts for updates that were sent to their baskets, in order, and the baskets that are due.
 
-        Args:
-            wave: If they were sent already.
+        Where this is interrupted and done again, no update is sent under another number.
         """
-        receipts: dict[int, Receipt] = {}
-        due: set[str] = set()
-        pending: Sequence[int] = range(len(batch.client_ids))
-        for fresh in (False, True, True):
-            if wave is None:
-                by_slot, calls = self._routed(batch, pending, fresh=fresh)
-                told_by = self.client.call_baskets(calls)
-            else:
-                by_slot, told_by = wave.by_slot, self.client.call_baskets(wave.calls.calls, wave.calls)
-                wave = None
+        batch, receipts = wave.batch, wave.receipts
+        for attempt in range(3):
+            by_slot, calls = wave.sent
+            told_by = self.client.answers(calls)
+            if wave.noted is not calls:
+                self._acknowledge(batch, by_slot, told_by)
+                wave.noted = calls
             for slot, answer in told_by.items():
                 told = answer.with_signed() if answer.signed else answer.receipts
                 receipts.update(zip(by_slot[slot], told, strict=True))
-                due.update(answer.due)
+                wave.due.update(answer.due)
             pending = [
-                i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
+                i
+                for i in range(len(batch))
+                if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
             ]
-            if not pending:
+            if not pending or attempt == 2:
                 break
+            wave.sent = self._routed(batch, pending, fresh=True, beside=wave.beside)
         if pending:
             asked = self.current_round() if batch.round_id is None else batch.round_id
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
-        answers = [receipts[i] for i in range(len(receipts))]
-        self.supervisor.acknowledged.note(batch.client_ids, answers)
-        return answers, due
+        return [receipts[i] for i in range(len(receipts))], wave.due
+
+    def _acknowledge(
+        self,
+        batch: SubmissionBatch,
+        by_slot: Mapping[int, Sequence[int]],
+        told_by: Mapping[int, SubmissionResult],
+    ) -> None:
+        """Note what was accepted, before a fault that takes it is heard of, and after one that did not."""
+        has_heard = self.client.has_heard
+        for slot, answer in sorted(told_by.items(), key=lambda told: not has_heard(told[1].last_fault)):
+            try:
+                if not has_heard(answer.last_fault):
+                    self.client.hear_faults()
+            finally:  # A warning may be turned into an error.
+                ids = [batch.client_ids[i] for i in by_slot[slot]]
+                self.supervisor.acknowledged.note(ids, answer.receipts)
 
     def _routed(
-        self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool
-    ) -> tuple[Mapping[int, Sequence[int]], Mapping[int, Call[BasketHost, SubmissionResult]]]:
+        self, batch: SubmissionBatch, pending: Sequence[int], *, fresh: bool = False, beside: bool = False
+    ) -> tuple[Mapping[int, Sequence[int]], BegunCalls[SubmissionResult]]:
         """Which of the pending updates go to which basket actor, and the calls that take them there."""
         routes = self.operations.locate([batch.client_ids[i] for i in pending], fresh=fresh)
         by_slot: dict[int, list[int]] = defaultdict(list)
@@ -357,7 +374,7 @@ class Driver:
             )
             for slot, indices in by_slot.items()
         }
-        return by_slot, calls
+        return by_slot, self.client.numbered(calls, beside=beside)
 
     def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
         """What the baskets know of an accepted update."""
@@ -462,8 +479,8 @@ class Driver:
             self.client.call_baskets(Call(BasketHost.set_read_only, True))
         if outcome.lost_roles:
             self.client.recover(*outcome.lost_roles)
-        if outcome.unpublished:
-            self.client.note_faults([lost_releases(*since) for since in outcome.unpublished.items()])
+        if lost := [fault for since in outcome.unpublished.items() for fault in lost_releases(*since)]:
+            self.client.note_faults(lost)
         if not (outcome.aborted or outcome.dropped):
             self._told_registry = told
         return outcome

@@ -244,6 +244,7 @@ class HierarchicalFederation:
                 noise or SystemNoise(draw_block),
                 record.name,
                 private_ledger=record.private_ledger and ledger_path is None,
+                first_head=record.first_head,
             )
             plan, told = make_plan(config), Told()
             told.note(warnings_at_start(plan))
@@ -296,11 +297,15 @@ class HierarchicalFederation:
         self.close()
 
     def close(self) -> None:
-        """Leave the federation; the driver that made it ends its actors, one that attached does not."""
+        """Leave the federation; the driver that made it ends its actors, one that attached does not.
+
+        Raises:
+            ScarcityError: What an update of `submit_update_async` met. The federation is closed all the same;
+                the notes name the updates that have no receipt (docs/drivers.md#receipts-that-come-later).
+        """
         if not self._closed:
             try:
-                if self._driver.pipeline.is_used:
-                    self._driver.pipeline.drain()
+                self._driver.pipeline.close()
             finally:
                 try:
                     if self._owner:
@@ -310,8 +315,17 @@ class HierarchicalFederation:
                     self._runtime.close()
 
     def terminate(self) -> None:
-        """End the federation's actors, whichever driver made them. Its ledger stays."""
-        self._open().supervisor.stop()
+        """End the federation's actors, whichever driver made them. Its ledger stays.
+
+        Raises:
+            ScarcityError: As `close`; the actors are ended all the same.
+        """
+        if self._closed:
+            raise UsageError("this federation is closed")
+        try:
+            self._driver.pipeline.close()
+        finally:
+            self._driver.supervisor.stop()
 
     def register_client(
         self,
@@ -857,6 +871,7 @@ class HierarchicalFederation:
     def faults(self) -> tuple[str, ...]:
         """What was lost with roles that died, oldest first, whichever driver noticed (`FaultWarning`)."""
         if not self._closed:
+            self._driver.pipeline.go_on()  # What they took is named if its receipt is here.
             self._driver.client.hear_faults()
         return tuple(self._driver.client.faults)
 

@@ -128,6 +128,7 @@ class SiteCohort:
         """Begin a round; of one that goes on, updates that no basket has any more are asked for again."""
         self._round_id, self._heard, self._told = round_id, Heard(), None
         self._asked_baskets = -ROSTER_SECONDS
+        self._gone = frozenset()  # A gateway may have registered one as it was revoked.
         if is_resumed and not is_trained:
             self._door.keep_only(round_id, sorted(self._driver.accepted_for(round_id)))
 

@@ -29,7 +29,7 @@ class FederationRecord:
         config: As plain data.
         ledger_path: Absolute, or a URL without its password.
         name: The federation's, if it has one.
-        private_ledger: See `FederationIdentity`, as `run`.
+        private_ledger: See `FederationIdentity`, as `run` and `first_head`.
         continued: Earlier runs, whose journals may not be taken over yet, as a restore was under way.
     """
 
@@ -40,6 +40,7 @@ class FederationRecord:
     private_ledger: bool
     run: int
     continued: tuple[int, ...] = ()
+    first_head: str = ""
 
 
 _CODEC = Codec(FederationRecord)
@@ -59,6 +60,7 @@ def write_record(kept: Snapshots, identity: FederationIdentity, continued: Seque
         identity.private_ledger,
         identity.run,
         tuple(continued),
+        identity.first_head,
     )
     kept.write(_NAME, record, _CODEC)
 

@@ -165,6 +165,7 @@ class Supervisor:
         # Before any journal is: a restore that is stopped is made again, and continues all these.
         write_record(self.kept, self.identity, continues)
         last = self.kept.read(RELEASE, CODEC)
+        lost_releases = self._lost_releases(last, now)
         self.runtime.start([self._directory_spec(0)])
         where = Call(Directory.routing_table).send(self.peers, DIRECTORY).result()
         self.num_slots = where.num_slots if isinstance(where, RoutingTable) else 0
@@ -179,7 +180,7 @@ class Supervisor:
         homes = {slot: self._journal_home(slot) for slot in slots}
         journalled = {slot for slot in slots if self._has_journal(homes[slot])}
         specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
-        roles = [self._global_spec(last)] if self.has_layer2 else []
+        roles = [self._global_spec(last, len(lost_releases))] if self.has_layer2 else []
         self.runtime.start([*roles, *specs], card=self.identity)
         self._started.update(spec.name for spec in specs)
         self.num_slots, self.latest = len(slots), last
@@ -197,13 +198,15 @@ class Supervisor:
                 for s in sorted(journalled)
                 if (regained := self._regained(s, states[s], always=False))
             ),
+            *lost_releases,
         ]
         return opened
 
-    def lost_releases(self, now: float) -> int:
-        """Releases that were charged and are stored nowhere: their noise may have been drawn, and is gone."""
-        head = "" if self.latest is None else self.latest.ledger_head
-        return Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
+    def _lost_releases(self, last: GlobalMetaModel | None, now: float) -> list[Fault]:
+        """Releases charged since the `last` one there is: their noise may have been drawn, and is gone."""
+        head = "" if last is None else last.ledger_head
+        asked = Call(Accountant.releases_since, head or self.identity.first_head, now)
+        return lost_releases(head, asked.send(self.peers, ACCOUNTANT).result())
 
     def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[LedgerOpening]) -> BudgetStatus:
         """Start the first role, whose ledger says who the federation is."""
@@ -216,6 +219,7 @@ class Supervisor:
             federation_id=opened.federation_id,
             incarnation=opened.incarnation,
             run=opened.run,
+            first_head=self.identity.first_head or opened.head_hash,
         )
         return opened
 
@@ -269,7 +273,7 @@ class Supervisor:
             self._recover_directory(now, known)
             yield []
         if GLOBAL in names:
-            yield [_fault(self._recover_global(now))]
+            yield self._recover_global(now)
         slots = sorted(slot for name in names if (slot := _slot(name)) is not None)
         if slots:
             yield from self._recover_baskets(slots, now)
@@ -524,20 +528,17 @@ class Supervisor:
         )
         return replace(_fault(loss), survivors=survivors)
 
-    def _recover_global(self, now: float) -> str:
+    def _recover_global(self, now: float) -> list[Fault]:
         actors = [basket_actor(slot) for slot in range(self.num_slots)]
         told = gather([Call(BasketHost.abandon_session).send(self.peers, actor) for actor in actors])
         stored = None if self.kept is None else self.kept.read(RELEASE, CODEC)
         last = _newest(self.latest, *told, stored)
         # Before it is there: without the accountant nothing is done, and all of this is done again.
-        head = "" if last is None else last.ledger_head
-        lost = Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
-        self._start([self._global_spec(last)])
-        if last is None:
-            return "the global aggregator died; it knows of no release, and one that nobody has seen is lost"
-        return f"the global aggregator died; it continues from release {last.version}, and " + (
-            unpublished(lost) if lost else "nothing is lost"
-        )
+        lost = self._lost_releases(last, now)
+        self._start([self._global_spec(last, len(lost))])
+        known = "knows of no release" if last is None else f"continues from release {last.version}"
+        died = f"the global aggregator died; it {known}{'' if lost else ', and nothing is lost'}"
+        return [_fault(died), *lost]
 
     def _released(self) -> GlobalMetaModel | None:
         """The last distributed release that this driver or the global aggregator knows of."""
@@ -600,8 +601,9 @@ class Supervisor:
         arguments = {"identity": identity, "num_slots": num_slots, "kept": self.kept, **life}
         return RoleSpec(DIRECTORY, Directory, arguments)
 
-    def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
-        return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
+    def _global_spec(self, latest: GlobalMetaModel | None = None, unpublished: int = 0) -> RoleSpec:
+        life = {"latest": latest, "unpublished": unpublished}
+        return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), **life})
 
     def _basket_spec(
         self,
@@ -650,17 +652,16 @@ class Supervisor:
         }
 
 
-def lost_releases(head: str, num_releases: int) -> Fault:
-    """That so many were charged after the release with this head of the ledger, and are stored nowhere."""
-    return Fault(f"lost release/{head}/{num_releases}", unpublished(num_releases))
+def lost_releases(head: str, num_releases: int) -> list[Fault]:
+    """That so many were charged after the release with this head of the ledger, and are stored nowhere.
 
-
-def unpublished(num_releases: int) -> str:
-    """What is lost with releases that were charged and are stored nowhere."""
-    return (
-        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: as "
-        "it may have been seen, the updates in it are in no other, and the charge stays"
+    Each has an id, by which it is told once, whoever finds out and however often.
+    """
+    loss = (
+        "1 release was charged and never published: as it may have been seen, the updates in it are in no "
+        "other, and the charge stays"
     )
+    return [Fault(f"lost release/{head}/{number}", loss) for number in range(1, num_releases + 1)]
 
 
 def _newest(*models: GlobalMetaModel | None) -> GlobalMetaModel | None:

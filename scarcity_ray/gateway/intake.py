@@ -10,6 +10,7 @@ Guarantees:
     a_refusal_is_told_with_its_reason
     an_upload_whose_fate_is_unknown_is_to_be_sent_again
     a_row_that_its_site_has_not_signed_is_not_charged_to_it
+    a_site_that_is_revoked_as_it_sends_is_not_registered_again
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ class Intake:
         return is_signed(upload.site.public_key, message, upload.header.signature)
 
     def _registered(self, upload: Upload) -> bool:
+        """Register an upload's site, unless that was undone as it was revoked after it was admitted."""
         try:
+            if self._register.call(Register.is_revoked, upload.site.client_id):
+                return False
             register_site(self._driver, site_of(upload.site))
         except ScarcityError:
             return False

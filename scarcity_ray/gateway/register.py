@@ -234,6 +234,12 @@ class Register(Role):
         with self._lock:
             return self._enrolments.revoke(client_id)
 
+    @query
+    def is_revoked(self, client_id: str) -> bool:
+        """Whether a site that has enrolled was revoked since."""
+        with self._lock:
+            return self._enrolments.is_revoked(client_id)
+
     def claim(self, slots: Sequence[Slot]) -> tuple[Claim, ...]:
         """Claim slots for uploads that are there in full."""
         with self._lock, self._transaction():

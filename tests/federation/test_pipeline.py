@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from scarcity_ray import (
     HierarchicalFederation,
     IdentityKeyPair,
     Rejection,
+    ScarcityError,
     StorageError,
     UsageError,
 )
@@ -210,6 +213,35 @@ def test_receipts_that_came_stay_though_a_release_fails(
     assert fed.submit_update_async("e0", ROWS[4]).result()
 
 
+def test_an_interruption_leaves_no_update_without_a_receipt(
+    open_slow: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes: as a message is sent, as its answers are read, as receipts are handed out."""
+    settings = {"runtime": {"baskets_per_actor": 1}, "buffer": {"participation_cap": 99}}
+    fed, line = open_slow(**settings)
+    number = 0
+    for owner, name in ((_Handle, "call"), (_Later, "result"), (pipeline, "_answer")):
+        work = getattr(owner, name)
+        for place in range(4):
+            rows, number = (number + 2 + np.arange(8)[:, None]) * ROWS, number + 8
+            pending = [fed.submit_update_async(c, row) for (c, _), row in zip(CLIENTS, rows, strict=True)]
+            passed = itertools.count()
+
+            def interrupted(*args: Any, work: Any = work, place: int = place, passed: Any = passed) -> Any:
+                if next(passed) == place:
+                    raise KeyboardInterrupt
+                return work(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, interrupted)
+                with suppress(KeyboardInterrupt):
+                    pending[-1].result()
+            fed.get_stats()
+            assert all(p.done() and p.result() for p in pending)
+    assert fed.get_stats()["n_updates_buffered"] == number
+    assert len(line.sent) > 2 * 12
+
+
 def test_what_could_not_be_sent_says_so_to_each_and_the_next_is_sent(
     open_slow: Callable[..., Opened],
 ) -> None:
@@ -227,6 +259,43 @@ def test_what_could_not_be_sent_says_so_to_each_and_the_next_is_sent(
     assert first.result()
     assert fed.submit_update_async("c1", ROWS[1]).result()
     assert line.sent == [("c0",), ("c1",)]
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+@pytest.mark.parametrize("kind", [ActorLost, StorageError, KeyboardInterrupt])
+def test_what_has_no_receipt_at_the_end_is_told(
+    kind: type[BaseException], end: str, open_slow: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent with the message that failed, and what waited and was sent for all that, or never."""
+    fed, line = open_slow()
+    first = fed.submit_update_async("c0", ROWS[0])
+    waits = [fed.submit_update_async(f"c{i}", ROWS[i], round_id) for i, round_id in ((1, 0), (2, None))]
+
+    def fails(answer: Any) -> None:
+        monkeypatch.undo()
+        raise ActorLost("basket:0", "it cannot start", retryable=False) if kind is ActorLost else kind()
+
+    monkeypatch.setattr(_Later, "result", fails)
+    with pytest.raises(kind) as told:
+        getattr(fed, end)()
+    assert not fed._runtime.names(), "the actors are ended all the same"
+    with pytest.raises(ScarcityError):
+        first.result()
+    with pytest.raises(UsageError, match="closed"):
+        fed.submit_update_async("c3", ROWS[3])
+    sent, *never = told.value.__notes__
+    assert first.was_sent
+    assert sent.startswith("c0: sent and has no receipt")
+    if kind is StorageError:
+        assert all(p.result() for p in waits)
+        assert (len(line.sent), never) == (3, [])
+        return
+    assert line.sent == [("c0",)]
+    assert never[0].startswith("c1 (round 0), c2: never sent")
+    for receipt in waits:
+        with pytest.raises(UsageError, match="never sent"):
+            receipt.result()
+        assert (receipt.was_sent, receipt.done()) == (False, True)
 
 
 def test_threads_may_send_side_by_side(open_slow: Callable[..., Opened]) -> None:

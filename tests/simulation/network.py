@@ -140,13 +140,22 @@ class Network:
         return message.answer
 
     def work_off(self, asked: Message) -> None:
-        """Do what one caller has sent, up to an answer that it asks for: what went to other roles, first."""
+        """Do what one caller has sent, up to an answer that it asks for: what went to other roles, first.
+
+        A driver that asks for what it sent in an earlier act dies of it if the role is busy.
+        """
         self._alive()
         sent = [m for m in self._waiting if m.caller.who is asked.caller.who]
         for role in dict.fromkeys([*(m.role for m in reversed(sent) if m.role != asked.role), asked.role]):
             for message in sent:
                 if message.role == role and asked.answer is None:
                     self._take(message)
+        for entry in list(self._late):
+            if entry in self._late and asked.answer is None and _same_way(entry[1], asked):
+                self._late.remove(entry)
+                self._arrive(entry[1])
+        if asked.answer is None:
+            self.die(self._alive())
         self._alive()
 
     def quiet(self) -> None:
@@ -159,7 +168,10 @@ class Network:
                 self._arrive(message)
 
     def left(self, frame: Frame) -> None:
-        """What a caller has sent without waiting goes on its way when the caller ends."""
+        """What a caller has sent without waiting goes on its way when the caller ends.
+
+        A driver may ask for the answer in a later act.
+        """
         self._late += [(self._clock + 2, m) for m in self._waiting if m.caller is frame]
         self._waiting = [m for m in self._waiting if m.caller is not frame]
 
@@ -231,9 +243,11 @@ class Network:
                 self._arrive(earlier)
 
     def _arrive(self, message: Message) -> None:
-        """A message arrives whose sender does not wait for the answer any more."""
+        """A message arrives whose sender does not wait for the answer, or does not yet."""
         if self._is_busy(message.role):
             self._late.append((self._clock, message))
+        elif message.answer is None:
+            self._do(message)
         elif self.place.process(message.role) is message.process:
             self._execute(message)
 

@@ -26,7 +26,8 @@ from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.latest_aggregate import AggregateRecord, LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.federation import supervisor
-from scarcity_ray.federation.client import ActorClient
+from scarcity_ray.federation.client import ActorClient, BegunCalls
+from scarcity_ray.federation.pipeline import Pipeline
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.runtime.rpc import Role
@@ -266,6 +267,22 @@ def directory_answers_before_it_is_stored(patch: Patch) -> None:
     patch.setattr(Directory, "once", late)
 
 
+def what_was_sent_without_waiting_is_sent_again_as_new(patch: Patch) -> None:
+    """A message whose answer was not waited for gets another number when it is sent again."""
+    answers = ActorClient.answers
+
+    @functools.wraps(answers)
+    def renumbered(self: ActorClient, begun: BegunCalls[Any]) -> Any:
+        return answers(self, replace(begun, number=self._next_id()))
+
+    patch.setattr(ActorClient, "answers", renumbered)
+
+
+def what_waits_at_the_end_is_forgotten(patch: Patch) -> None:
+    """A driver that leaves neither sends what waits nor says that it did not."""
+    patch.setattr(Pipeline, "close", lambda self: None)
+
+
 PLANTED: tuple[Plant, ...] = (
     one_client_twice_in_a_release,
     replay_after_leaving,
@@ -334,6 +351,14 @@ BY_A_PROGRAM: tuple[tuple[Plant, Program], ...] = (
             Step(Act.STATS, faults=(Fault(Kind.LATE_SNAPSHOT),)),
             Step(Act.RESTORE),
         ),
+    ),
+    (
+        what_was_sent_without_waiting_is_sent_again_as_new,
+        _stored(Step(Act.SEND_LATER, faults=(Fault(Kind.LOST_ANSWER, 2),)), Step(Act.RECEIPTS)),
+    ),
+    (
+        what_waits_at_the_end_is_forgotten,
+        Program((Step(Act.SEND_LATER), Step(Act.CLOSE)), Setting(lazy=True)),
     ),
 )
 """Rarer ones, each with a program that finds it, and finds nothing without it."""

@@ -23,6 +23,12 @@ class Act(StrEnum):
     SEND = "a client sends its update of the round, again if it has sent it"
     SEND_ANOTHER = "a client sends a second, different update of the round"
     SEND_OLD = "a client sends again what it sent first"
+    SEND_LATER = "every client sends its update of the round, one by one, and waits for no receipt"
+    SEND_ONE_LATER = (
+        "a client sends its update of the round, again if it has sent it, and waits for no receipt"
+    )
+    RECEIPTS = "the receipts that the driver did not wait for are asked for, the last one first"
+    CLOSE = "the driver leaves the federation"
     AGGREGATE = "force_aggregate"
     MAYBE = "maybe_aggregate"
     ROUND = "advance_round"
@@ -158,6 +164,10 @@ TOGETHER: tuple[tuple[Act, ...], ...] = (
     (Act.SEND_ALL, Act.LEAVE, Act.JOIN, Act.ROUND, Act.SEND),
     (Act.SEND_ALL, Act.RESTORE, Act.AGGREGATE),
     (Act.SEND_ALL, Act.AGGREGATE, Act.RESTORE, Act.SEND),
+    (Act.SEND_LATER, Act.RECEIPTS, Act.AGGREGATE),
+    (Act.SEND_LATER, Act.AGGREGATE),
+    (Act.SEND_LATER, Act.CLOSE, Act.AGGREGATE),
+    (Act.SEND_ONE_LATER, Act.LEAVE, Act.JOIN, Act.SEND_ONE_LATER, Act.SPLIT),
 )
 """Acts that mean something one after the other, of one client or basket."""
 

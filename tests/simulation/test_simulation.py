@@ -163,6 +163,25 @@ FOUND = (
         ),
         Setting(),
     ),
+    # A driver sent on before it heard that an actor had died, and named as lost what the next one has.
+    Program(
+        (
+            Step(Act.SEND),
+            Step(Act.STATS, driver=1, faults=(Fault(Kind.OTHER_DIES, 0, 1),)),
+            Step(Act.SEND_ALL),
+            Step(Act.STATS),
+        ),
+        Setting(),
+    ),
+    # A driver was interrupted as it sent what had waited: it was sent again as something new, and refused.
+    Program(
+        (
+            Step(Act.SEND_LATER, driver=1),
+            Step(Act.RECEIPTS, driver=1, faults=(Fault(Kind.INTERRUPTED, 2),)),
+            Step(Act.AGGREGATE, driver=1),
+        ),
+        Setting(lazy=True),
+    ),
 )
 """What long runs have found."""
 

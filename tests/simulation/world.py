@@ -8,6 +8,8 @@ release shows which updates are in it. At the end all faults cease, a new driver
   aggregate was discarded or superseded (both are counted in the statistics), its basket's actor died (named
   in the faults), or its session was charged and failed;
 * an update whose every receipt says refused is in none; a refusal has its reason;
+* an update sent without waiting has a receipt once it is asked for, or once its driver has left, or it says
+  whether it was sent; one that was not is in none;
 * every release has a charge of its own, which was in the ledger when its noise was drawn and is there still;
   nobody's charges exceed the budget; gossip's noise is drawn once a charge;
 * versions and rounds rise, and two models of one version that somebody has seen are the same;
@@ -40,7 +42,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Rejection
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Receipt, Rejection
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
@@ -53,6 +55,7 @@ from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, LedgerError, ScarcityError, StorageError, UsageError
 from scarcity_ray.federation import driver, hierarchical
+from scarcity_ray.federation.pipeline import PendingReceipt
 from scarcity_ray.forecast import Told
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Renewal
@@ -93,6 +96,28 @@ class Update:
 
 
 @dataclass
+class Attempt:
+    """A driver that sends an update, and what was true as it did.
+
+    Attributes:
+        possible: Whether the update may have been accepted before.
+        others: Whether another one of its client and round may.
+        member: Whether its client was registered.
+        intrusions: How often another driver had acted.
+        start: The round.
+        receipt: If it does not wait for it.
+    """
+
+    number: int
+    possible: bool
+    others: bool
+    member: bool | None
+    intrusions: int
+    start: int
+    receipt: PendingReceipt | None = None
+
+
+@dataclass
 class Silence:
     """Noise that is zero, and is counted as it is drawn."""
 
@@ -116,6 +141,12 @@ class Clock:
 def inside(vector: Any) -> list[int]:
     """The updates in an aggregate."""
     return [int(i) for i in np.flatnonzero(np.abs(vector) > 1e-3)]
+
+
+def _rows(sent: list[int]) -> np.ndarray[Any, Any]:
+    rows = np.zeros((len(sent), DIMENSION), np.float32)
+    rows[range(len(sent)), sent] = 1.0
+    return rows
 
 
 class World:
@@ -161,8 +192,10 @@ class World:
         self.unsynced: dict[str, set[int]] = {}
         self.power_lost: set[int] = set()
         self.undead: list[Any] = []
-        self.amnesia = False
+        self.amnesia = self.has_moved = False
         self.intrusions = 0
+        self.later: dict[HierarchicalFederation, list[Attempt]] = {}
+        self.faults_since: tuple[Fault, ...] = ()
         self.withdrawn: set[int] = set()
         self.membership_in_doubt: set[int] = set()
         self.spent: dict[int, set[str]] = {}
@@ -186,12 +219,15 @@ class World:
         self.network.expect(step.faults)
         self.disk.expect(step.faults)
         self.act(step.driver, step.act, step.k)
+        self.faults_since = (*self.faults_since, *step.faults) if self.later else ()
         self.network.expect(())
         self.disk.expect(())
 
     def act(self, driver: int, act: Act, k: int) -> None:
         """What a driver does; it may be stopped in it."""
         token = self.drivers[driver] or object()
+        self.intrusions += any(fed is not token for fed in self.later)
+        self.has_moved = self.has_moved or act in (Act.SPLIT, Act.DISBAND)
         with self._acting(f"driver {driver}", token) as frame:
             try:
                 if act is Act.RESTORE and len(self.network.stack) == 1:
@@ -201,13 +237,13 @@ class World:
                     self._restore()
                 fed = self.drivers[driver]
                 if fed is None:
-                    fed = self.drivers[driver] = self.another_driver()
+                    frame.driver = fed = self.drivers[driver] = self.another_driver()
                 ACTS[act](self, fed, k % NUM_CLIENTS)
                 self._look(fed._driver.supervisor.latest)
             except Gone:
                 pass
             except ActorLost as error:
-                self._require(self._step is not None and self._step.faults, f"without a fault: {error}")
+                self._require(self._faults(), f"without a fault: {error}")
             except (LedgerError, StorageError) as error:
                 self._require(
                     self._is_disk_at_fault(), f"without a fault of the disk: {type(error).__name__}: {error}"
@@ -216,11 +252,17 @@ class World:
                 self._require(act in (Act.SPLIT, Act.DISBAND), f"{act}: {error}")
             except ScarcityError as error:
                 raise Violation(f"{act} raised {type(error).__name__}: {error}") from error
-            if frame.is_dead:
+            self._take_receipts(self.drivers[driver])
+            if frame.is_dead or (fed := self.drivers[driver]) is None or fed._closed:
                 self.drivers[driver] = None
+            self.later = {fed: sent for fed, sent in self.later.items() if sent and fed in self.drivers}
+
+    def _faults(self) -> tuple[Fault, ...]:
+        """Those of this step, and of the steps in which something was on its way that it may meet."""
+        return (*self.faults_since, *(() if self._step is None else self._step.faults))
 
     def _is_disk_at_fault(self) -> bool:
-        return self._step is not None and any(f.kind in ON_DISK for f in self._step.faults)
+        return any(fault.kind in ON_DISK for fault in self._faults())
 
     def _restore(self) -> None:
         """Everything has died; a new driver restores the federation."""
@@ -240,42 +282,80 @@ class World:
 
     def send(self, fed: HierarchicalFederation, sent: list[int]) -> None:
         """Clients send updates; what their receipts must say."""
-        rows = np.zeros((len(sent), DIMENSION), np.float32)
-        rows[range(len(sent)), sent] = 1.0
-        updates = [self.updates[i] for i in sent]
-        known = [
-            (u.may_be_in, self._others_may_be_in(i), self.member[u.client])
-            for i, u in zip(sent, updates, strict=True)
-        ]
-        intrusions, start = self.intrusions, self.round
-        for update in updates:
-            update.in_doubt += 1
-        for round_id in dict.fromkeys(u.round_id for u in updates):
-            chosen = [n for n, u in enumerate(updates) if u.round_id == round_id]
-            ids = [CLIENTS[updates[n].client] for n in chosen]
-            receipts = fed.submit_updates(ids, rows[chosen], round_id)
-            for n, receipt in zip(chosen, receipts, strict=True):
-                update, (possible, others, member) = updates[n], known[n]
+        attempts = [self._attempt(i) for i in sent]
+        for round_id in dict.fromkeys(self.updates[i].round_id for i in sent):
+            chosen = [a for a in attempts if self.updates[a.number].round_id == round_id]
+            ids = [CLIENTS[self.updates[a.number].client] for a in chosen]
+            receipts = fed.submit_updates(ids, _rows([a.number for a in chosen]), round_id)
+            for attempt, receipt in zip(chosen, receipts, strict=True):
+                self._judge(fed, attempt, receipt)
+
+    def send_later(self, fed: HierarchicalFederation, sent: list[int]) -> None:
+        """Clients send updates whose receipts the driver does not wait for."""
+        for i in sent:
+            update, attempt = self.updates[i], self._attempt(i)
+            try:
+                attempt.receipt = fed.submit_update_async(
+                    CLIENTS[update.client], _rows([i])[0], update.round_id
+                )
+            except ScarcityError:  # It was not taken.
                 update.in_doubt -= 1
-                what = f"{CLIENTS[update.client]}'s update {sent[n]} of round {update.round_id}"
-                if receipt.accepted:
-                    is_known = sent[n] not in self.forgotten | self.power_lost
-                    twice = update.accepted and is_known and not self.amnesia
-                    self._require(not twice, f"{what} was accepted twice")
-                    update.accepted, update.told = True, fed
-                    if sent[n] in self.forgotten:  # That its client had left, too.
-                        self.withdrawn.discard(sent[n])
-                elif self.intrusions == intrusions and not self.amnesia:
-                    allowed = {
-                        Rejection.REPLAYED: possible,
-                        Rejection.PARTICIPATION_CAP: others,
-                        Rejection.UNKNOWN_CLIENT: member is not True,
-                        Rejection.TOO_STALE: max(start, self._true_round()) - update.round_id > 5,
-                        Rejection.READ_ONLY: self.setting.releases < 8 or len(self.releases) > 4,
-                        Rejection.NOT_STORED: self._is_disk_at_fault(),
-                    }
-                    assert receipt.reason is not None
-                    self._require(allowed.get(receipt.reason), f"{what} was refused: {receipt.reason}")
+                raise
+            self.later.setdefault(fed, []).append(attempt)
+
+    def ask_for_receipts(self, fed: HierarchicalFederation) -> None:
+        """A driver waits for the receipts that it did not wait for."""
+        for attempt in reversed(self.later.get(fed, [])):
+            assert attempt.receipt is not None
+            attempt.receipt.result()
+
+    def _take_receipts(self, fed: HierarchicalFederation | None) -> None:
+        """What the receipts must say that came meanwhile."""
+        if fed is None:
+            return
+        attempts, self.later[fed] = self.later.get(fed, []), []
+        for attempt in attempts:
+            pending = attempt.receipt
+            assert pending is not None
+            if pending._receipt is not None:
+                self._judge(fed, attempt, pending._receipt)
+            elif pending._error is not None:
+                self.updates[attempt.number].in_doubt -= not pending.was_sent
+            else:
+                self._require(not fed._closed, f"update {attempt.number} is on its way for ever")
+                self.later[fed].append(attempt)
+
+    def _attempt(self, i: int) -> Attempt:
+        update = self.updates[i]
+        known = update.may_be_in, self._others_may_be_in(i), self.member[update.client]
+        update.in_doubt += 1
+        return Attempt(i, *known, self.intrusions, self.round)
+
+    def _judge(self, fed: HierarchicalFederation, attempt: Attempt, receipt: Receipt) -> None:
+        """What an attempt's receipt must say."""
+        i, update = attempt.number, self.updates[attempt.number]
+        update.in_doubt -= 1
+        is_alone = self.intrusions == attempt.intrusions
+        what = f"{CLIENTS[update.client]}'s update {i} of round {update.round_id}"
+        if receipt.accepted:
+            is_known = i not in self.forgotten | self.power_lost
+            twice = update.accepted and is_known and not self.amnesia
+            self._require(not twice, f"{what} was accepted twice")
+            update.accepted, update.told = True, fed
+            # That its client had left was forgotten, too; or it came back before the update was here.
+            if i in self.forgotten or not is_alone:
+                self.withdrawn.discard(i)
+        elif is_alone and not self.amnesia:
+            allowed = {
+                Rejection.REPLAYED: attempt.possible,
+                Rejection.PARTICIPATION_CAP: attempt.others,
+                Rejection.UNKNOWN_CLIENT: attempt.member is not True,
+                Rejection.TOO_STALE: max(attempt.start, self._true_round()) - update.round_id > 5,
+                Rejection.READ_ONLY: self.setting.releases < 8 or len(self.releases) > 4,
+                Rejection.NOT_STORED: self._is_disk_at_fault(),
+            }
+            assert receipt.reason is not None
+            self._require(allowed.get(receipt.reason), f"{what} was refused: {receipt.reason}")
 
     def _true_round(self) -> int:
         directory = self.role(DIRECTORY)
@@ -533,6 +613,9 @@ class World:
             if self.is_down:
                 self._restore()
             self.network.quiet()
+            for sender in list(self.later):
+                self.ask_for_receipts(sender)
+                self._take_receipts(sender)
             fed = self.another_driver()
             stats = fed.get_stats()
             if self.setting.stored:
@@ -546,7 +629,7 @@ class World:
             waiting = Counter(i for host in self.hosts().values() for i in self.held_by(host))
             twice = [i for i, count in waiting.items() if count > 1]
             self._require(self.setting.gossip or not twice, f"updates {twice} wait twice")
-            self._check_losses(fed, stats)
+            self._check_losses(fed, stats, waiting)
             for _ in range(3):
                 if fed.force_aggregate() is None:
                     break
@@ -584,8 +667,10 @@ class World:
         spent, total = stats["privacy_consumed_epsilon"], self.fed.config.total_epsilon
         self._require(spent <= total * (1 + 1e-9), f"epsilon {spent} of {total}")
 
-    def _check_losses(self, fed: HierarchicalFederation, stats: dict[str, Any]) -> None:
-        """What was lost is named or counted."""
+    def _check_losses(
+        self, fed: HierarchicalFederation, stats: dict[str, Any], waiting: Collection[int]
+    ) -> None:
+        """What was lost is named or counted, and what waits was not lost."""
         for name in self.losses:
             named = any(name in fault and "lost" in fault for fault in fed.faults)
             self._require(named, f"{name} died with updates, and the faults say {fed.faults}")
@@ -594,6 +679,15 @@ class World:
                 update = self.updates[i]
                 named = (CLIENTS[update.client], update.round_id) in told.lost_updates
                 self._require(named, f"update {i} was lost, and {told.lost_updates} are named")
+        for sender in filter(None, self.drivers):
+            # One that was released, and forgotten with its actor, is named, too, and may be sent again; so is
+            # one that was moving, and nobody knows how far it came.
+            told = {*sender.lost_updates}
+            named = {
+                i for i in waiting if (CLIENTS[self.updates[i].client], self.updates[i].round_id) in told
+            }
+            wrong = set[int]() if self.has_moved else named - self.lost.keys() - self.forgotten
+            self._require(not wrong, f"updates {wrong} wait, and are named as lost")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
                 told = stats[f"n_basket_models_{key}"]
@@ -720,6 +814,7 @@ def _basket(fed: HierarchicalFederation, k: int) -> str:
 def _leave(world: World, fed: HierarchicalFederation, k: int) -> None:
     with world.changing(k, to=False):
         fed.unregister_client(CLIENTS[k])
+        world._take_receipts(fed)  # What was refused before is not withdrawn.
 
 
 def _join(world: World, fed: HierarchicalFederation, k: int) -> None:
@@ -743,6 +838,11 @@ def _send_old(world: World, fed: HierarchicalFederation, k: int) -> None:
     world.send(fed, mine[:1])
 
 
+def _close(world: World, fed: HierarchicalFederation, k: int) -> None:
+    fed._owner = False
+    fed.close()
+
+
 def _aggregate(world: World, fed: HierarchicalFederation, k: int) -> None:
     fed.force_aggregate()
 
@@ -757,6 +857,10 @@ ACTS: dict[Act, Do] = {
     Act.SEND: lambda w, f, k: w.send(f, [w.update_of_round(k)]),
     Act.SEND_ANOTHER: lambda w, f, k: w.send(f, [w.new_update(k)]),
     Act.SEND_OLD: _send_old,
+    Act.SEND_LATER: lambda w, f, k: w.send_later(f, [w.update_of_round(c) for c in range(NUM_CLIENTS)]),
+    Act.SEND_ONE_LATER: lambda w, f, k: w.send_later(f, [w.update_of_round(k)]),
+    Act.RECEIPTS: lambda w, f, k: w.ask_for_receipts(f),
+    Act.CLOSE: _close,
     Act.AGGREGATE: _aggregate,
     Act.MAYBE: lambda w, f, k: f.maybe_aggregate(),
     Act.ROUND: _round,
