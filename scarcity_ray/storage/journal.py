@@ -1,6 +1,6 @@
 """A basket actor's journal: accepted updates and what follows from them, on a local disk.
 
-One SQLite file in WAL mode. A transaction holds all that one call has changed, and the call is answered after
+One SQLite file. A transaction holds all that one call has changed, and the call is answered after
 its commit, so an update that was acknowledged is on the disk. Each batch of updates is one row: its columns
 and its rows of numbers, as bytes. SQLite was compared with LMDB and with one's own file of records
 (``python -m benchmarks journal``): neither is 1.5 times as fast where a batch is stored so.
@@ -43,6 +43,8 @@ PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 LONG_PAGE_BYTES = 65_536
 """SQLite's longest, where a row fills one: 31 MiB took 0.6 of the time. Shorter rows would take longer."""
+LOGS = ("-wal", "-journal")
+"""What the names of SQLite's logs end with, in the two modes."""
 CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
 CACHE_KIB = 8_192
@@ -106,9 +108,18 @@ class JournalPlace:
     row_bytes: int = 0
 
     @property
-    def page_bytes(self) -> int:
-        """Of a new file."""
-        return LONG_PAGE_BYTES if self.row_bytes >= LONG_PAGE_BYTES else PAGE_BYTES
+    def has_long_rows(self) -> bool:
+        """Whether a row fills the longest page."""
+        return self.row_bytes >= LONG_PAGE_BYTES
+
+    @property
+    def mode(self) -> str:
+        """SQLite's journal mode.
+
+        Where each call is synced, long rows are written once, to the file itself, and only the few pages that
+        were there before are logged. A write-ahead log syncs once, not four times, and writes a row twice.
+        """
+        return "PERSIST" if self.has_long_rows and self.syncs_updates else "WAL"
 
     @property
     def version(self) -> int:
@@ -331,7 +342,8 @@ class Journal:
             try:
                 os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 connection = sqlite3.connect(draft, isolation_level=None)
-                connection.execute(f"PRAGMA page_size={place.page_bytes}")
+                pages = LONG_PAGE_BYTES if place.has_long_rows else PAGE_BYTES
+                connection.execute(f"PRAGMA page_size={pages}")
                 connection.executescript(_TABLES)
                 about = (KIND, place.version, federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
@@ -346,7 +358,7 @@ class Journal:
                 draft.unlink(missing_ok=True)
 
     def _opened(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> sqlite3.Connection:
-        connection = self._connect()
+        connection = self._connect(place.mode)
         try:
             with self._told():
                 try:
@@ -372,21 +384,21 @@ class Journal:
                     return connection
                 connection.close()
                 set_aside = self.path.with_name(f"{self.path.stem}.run-{left}.sqlite")
-                for end in ("-wal", ""):  # A log beside another file would be taken for its own.
+                for end in (*LOGS, ""):  # A log beside another file would be taken for its own.
                     with suppress(FileNotFoundError):
                         Path(f"{self.path}{end}").rename(f"{set_aside}{end}")
                 self._create(place, federation_id, slot, run, str(set_aside))
-                return self._connect()
+                return self._connect(place.mode)
         except BaseException:
             connection.close()
             raise
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, mode: str) -> sqlite3.Connection:
         with self._told():
             connection = sqlite3.connect(self.path, isolation_level=None, timeout=LOCK_SECONDS)
             try:
                 connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA journal_mode={mode}")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")

@@ -14,25 +14,32 @@ import pytest
 
 from scarcity_ray.errors import StorageError
 from scarcity_ray.ledger_url import LedgerUrl
-from scarcity_ray.storage.journal import Journal, JournalPlace, open_journal
+from scarcity_ray.storage.journal import LONG_PAGE_BYTES, Journal, JournalPlace, open_journal
 
 ROWS = os.urandom(50_000)
 Open = Callable[..., Any]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
+@pytest.fixture(params=["sqlite", "sqlite, long rows", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def where(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if kind != "postgresql":
         return str(tmp_path / "journal")
     return LedgerUrl(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
-def opened(where: str) -> Iterator[Open]:
+def opened(kind: str, where: str) -> Iterator[Open]:
     made: list[Any] = []
+    row_bytes = LONG_PAGE_BYTES if kind == "sqlite, long rows" else 0
 
     def opened(*, run: int = 1, continues: tuple[int, ...] = (), slot: int = 0, epoch: int = 1) -> Any:
-        made.append(open_journal(JournalPlace(where, continues=continues, epoch=epoch), "fed", slot, run))
+        place = JournalPlace(where, continues=continues, epoch=epoch, row_bytes=row_bytes)
+        made.append(open_journal(place, "fed", slot, run))
         return made[-1]
 
     yield opened

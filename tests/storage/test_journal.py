@@ -30,7 +30,7 @@ def opened(
 
 @pytest.fixture(params=[0, LONG_PAGE_BYTES], ids=["short rows", "long rows"])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    """Other openings take its pages as they find them."""
+    """Other openings find its pages, and have their own mode."""
     made = opened(tmp_path, row_bytes=request.param)
     page = int.from_bytes(made.path.read_bytes()[16:18], "big")
     assert page == (1 if request.param else PAGE_BYTES)  # 1 stands for 65,536
@@ -56,28 +56,77 @@ def texts(journal: Journal) -> list[str]:
     return [batch.columns.decode() for batch in journal.batches("b")]
 
 
-def test_a_write_that_was_torn_is_not_there_and_those_before_are(journal: Journal, tmp_path: Path) -> None:
+def copied(journal: Journal, folder: Path, files: dict[str, bytes]) -> Path:
+    """Another journal folder with these files, each by what its name ends with."""
+    place = folder / "journal" / "fed"
+    place.mkdir(parents=True)
+    for private in (place, place.parent):
+        private.chmod(0o700)
+    for end, content in files.items():
+        (place / f"{journal.path.name}{end}").write_bytes(content)
+    return folder
+
+
+def test_a_write_that_was_torn_is_not_there_and_those_before_are(tmp_path: Path) -> None:
     """The log is cut at all kinds of places, as a machine that loses power may leave it."""
+    journal = opened(tmp_path)
     for number in range(4):
         append(journal, str(number))
     log = Path(f"{journal.path}-wal").read_bytes()
     whole = journal.path.read_bytes()
     lengths = set()
     for cut in range(0, len(log) + 1, len(log) // 23):
-        copy = tmp_path / "copy" / str(cut) / "journal" / "fed"
-        copy.mkdir(parents=True, mode=0o700)
-        for folder in (copy, copy.parent):
-            folder.chmod(0o700)
-        (copy / journal.path.name).write_bytes(whole)
-        (copy / f"{journal.path.name}-wal").write_bytes(log[:cut])
-        found = opened(copy.parent.parent)
+        copy = copied(journal, tmp_path / "copy" / str(cut), {"": whole, "-wal": log[:cut]})
+        found = opened(copy)
         there = texts(found)
         assert there == [str(number) for number in range(len(there))]
         assert found.records("b", "count").get("", b"").decode() == (there[-1] if there else "")
         lengths.add(len(there))
         found.close()
-        shutil.rmtree(copy.parent.parent)
+        shutil.rmtree(copy)
+    journal.close()
     assert lengths >= {0, 1, 2, 3}
+
+
+def test_power_that_fails_in_a_transaction_of_long_rows_leaves_those_before(tmp_path: Path) -> None:
+    """Pages that were there are in SQLite's log by then; of new ones any may be on the disk."""
+    journal, long = opened(tmp_path, row_bytes=LONG_PAGE_BYTES), os.urandom(300_000)
+    for number in range(4):
+        append(journal, str(number), long)
+    with journal.writing():
+        journal.consume("b")  # what they leave free is written to in place
+    append(journal, "4", long)
+    before, log = journal.path.read_bytes(), Path(f"{journal.path}-journal")
+    with journal.writing():
+        for number in range(5, 60):
+            journal.append("b", 0, str(number).encode(), long)
+        journal.put("b", "count", "", b"59")
+        within, logged = journal.path.read_bytes(), log.read_bytes()
+    assert len(within) > len(before), "more than the cache holds"
+    assert texts(journal) == [str(number) for number in range(60)]
+    journal.close()
+    torn = bytearray(within)
+    for page in range(len(before), len(within), 3 * LONG_PAGE_BYTES):
+        torn[page : page + LONG_PAGE_BYTES] = bytes(LONG_PAGE_BYTES)
+    left = {"whole": within, "torn": bytes(torn), "short": within[: len(before) + 5 * LONG_PAGE_BYTES]}
+    for name, content in left.items():
+        for row_bytes in (0, LONG_PAGE_BYTES):
+            copy = copied(journal, tmp_path / f"{name}-{row_bytes}", {"": content, "-journal": logged})
+            found = opened(copy, row_bytes=row_bytes)
+            assert texts(found) == [str(number) for number in range(5)]
+            assert [batch.rows for batch in found.batches("b")] == [None] * 4 + [long]
+            assert found.records("b", "count")[""] == b"4"
+            found.close()
+
+
+@pytest.mark.parametrize("modes", [(0, LONG_PAGE_BYTES), (LONG_PAGE_BYTES, 0)])
+def test_a_journal_goes_on_in_either_mode(modes: tuple[int, int], tmp_path: Path) -> None:
+    for number, row_bytes in enumerate((*modes, modes[0])):
+        journal = opened(tmp_path, row_bytes=row_bytes)
+        append(journal, str(number))
+        assert texts(journal) == [str(n) for n in range(number + 1)]
+        assert Path(f"{journal.path}-wal").exists() is (row_bytes == 0)
+        journal.close()
 
 
 def test_a_file_that_is_torn_foreign_or_newer_is_refused_by_name(journal: Journal, tmp_path: Path) -> None:
@@ -130,7 +179,7 @@ def test_one_living_process_writes(journal: Journal, tmp_path: Path, monkeypatch
 def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
     """The file may not grow beyond a limit of the process's: as on a full disk, writes fail."""
     append(journal, "0")
-    size = os.path.getsize(f"{journal.path}-wal")
+    size = max(os.path.getsize(path) for path in journal.path.parent.iterdir())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
