@@ -42,7 +42,9 @@ ENCRYPTED = 2
 PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 LONG_PAGE_BYTES = 65_536
-"""SQLite's longest, where a row fills one: 31 MiB took 0.6 of the time. Shorter rows would take longer."""
+"""SQLite's longest, for long rows. Short ones would take longer with it."""
+LONG_ROW_BYTES = 1 << 20
+"""A row from this size is long: to write it twice takes longer than three more syncs of most disks."""
 LOGS = ("-wal", "-journal")
 """What the names of SQLite's logs end with, in the two modes."""
 CHECKPOINT_PAGES = 1_024
@@ -109,8 +111,8 @@ class JournalPlace:
 
     @property
     def has_long_rows(self) -> bool:
-        """Whether a row fills the longest page."""
-        return self.row_bytes >= LONG_PAGE_BYTES
+        """Whether the file and its log are made for long rows."""
+        return self.row_bytes >= LONG_ROW_BYTES
 
     @property
     def mode(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from scarcity_ray.errors import StorageError
 from scarcity_ray.ledger_url import LedgerUrl
-from scarcity_ray.storage.journal import LONG_PAGE_BYTES, Journal, JournalPlace, open_journal
+from scarcity_ray.storage.journal import LONG_ROW_BYTES, Journal, JournalPlace, open_journal
 
 ROWS = os.urandom(50_000)
 Open = Callable[..., Any]
@@ -35,7 +35,7 @@ def where(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def opened(kind: str, where: str) -> Iterator[Open]:
     made: list[Any] = []
-    row_bytes = LONG_PAGE_BYTES if kind == "sqlite, long rows" else 0
+    row_bytes = LONG_ROW_BYTES if kind == "sqlite, long rows" else 0
 
     def opened(*, run: int = 1, continues: tuple[int, ...] = (), slot: int = 0, epoch: int = 1) -> Any:
         place = JournalPlace(where, continues=continues, epoch=epoch, row_bytes=row_bytes)

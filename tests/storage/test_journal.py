@@ -15,7 +15,7 @@ import pytest
 
 from scarcity_ray.errors import StorageError
 from scarcity_ray.storage import journal as module
-from scarcity_ray.storage.journal import LONG_PAGE_BYTES, PAGE_BYTES, Journal, JournalPlace
+from scarcity_ray.storage.journal import LONG_PAGE_BYTES, LONG_ROW_BYTES, PAGE_BYTES, Journal, JournalPlace
 from scarcity_ray.storage.local_disk import make_own_folder, network_file_system
 
 ROWS = os.urandom(50_000)
@@ -28,7 +28,7 @@ def opened(
     return Journal(place, "fed", slot, run)
 
 
-@pytest.fixture(params=[0, LONG_PAGE_BYTES], ids=["short rows", "long rows"])
+@pytest.fixture(params=[0, LONG_ROW_BYTES], ids=["short rows", "long rows"])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
     """Other openings find its pages, and have their own mode."""
     made = opened(tmp_path, row_bytes=request.param)
@@ -90,7 +90,7 @@ def test_a_write_that_was_torn_is_not_there_and_those_before_are(tmp_path: Path)
 
 def test_power_that_fails_in_a_transaction_of_long_rows_leaves_those_before(tmp_path: Path) -> None:
     """Pages that were there are in SQLite's log by then; of new ones any may be on the disk."""
-    journal, long = opened(tmp_path, row_bytes=LONG_PAGE_BYTES), os.urandom(300_000)
+    journal, long = opened(tmp_path, row_bytes=LONG_ROW_BYTES), os.urandom(300_000)
     for number in range(4):
         append(journal, str(number), long)
     with journal.writing():
@@ -110,7 +110,7 @@ def test_power_that_fails_in_a_transaction_of_long_rows_leaves_those_before(tmp_
         torn[page : page + LONG_PAGE_BYTES] = bytes(LONG_PAGE_BYTES)
     left = {"whole": within, "torn": bytes(torn), "short": within[: len(before) + 5 * LONG_PAGE_BYTES]}
     for name, content in left.items():
-        for row_bytes in (0, LONG_PAGE_BYTES):
+        for row_bytes in (0, LONG_ROW_BYTES):
             copy = copied(journal, tmp_path / f"{name}-{row_bytes}", {"": content, "-journal": logged})
             found = opened(copy, row_bytes=row_bytes)
             assert texts(found) == [str(number) for number in range(5)]
@@ -119,7 +119,7 @@ def test_power_that_fails_in_a_transaction_of_long_rows_leaves_those_before(tmp_
             found.close()
 
 
-@pytest.mark.parametrize("modes", [(0, LONG_PAGE_BYTES), (LONG_PAGE_BYTES, 0)])
+@pytest.mark.parametrize("modes", [(0, LONG_ROW_BYTES), (LONG_ROW_BYTES, 0)])
 def test_a_journal_goes_on_in_either_mode(modes: tuple[int, int], tmp_path: Path) -> None:
     for number, row_bytes in enumerate((*modes, modes[0])):
         journal = opened(tmp_path, row_bytes=row_bytes)
