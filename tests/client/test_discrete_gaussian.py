@@ -271,6 +271,16 @@ def test_rounded_gaussian_takes_a_grid_that_the_sum_does_not_choose(sigma):
     assert stats.kstest((released - total) / sigma, "norm").pvalue > ALARM
 
 
+@pytest.mark.parametrize("sigma", [50.0, 1e5, 2.0**40, 2.0**58])
+@pytest.mark.parametrize("total", [2**63 - 1, 2**63 - 1000, -(2**63), -(2**63) + 1000])
+def test_rounded_gaussian_wraps_around_at_the_ends_of_int64(sigma, total):
+    released = rounded_gaussian(np.full(1000, total), sigma, SeededNoise(6), "s")
+    grid = max(1, 2 ** math.floor(math.log2(sigma / 1024.0)))
+    moved = [(int(value) - total + 2**63) % 2**64 - 2**63 for value in released]
+    assert max(map(abs, moved)) < 6 * sigma + grid + 2048  # and of float64 there
+    assert 0.8 * sigma < np.std(np.array(moved, float)) < 1.2 * sigma + 2048
+
+
 def test_rounded_gaussian_is_rounding_after_the_mechanism():
     noise = SeededNoise(4)
     total = np.array([[3, -5], [0, 7]], dtype=np.int64)

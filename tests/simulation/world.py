@@ -682,11 +682,11 @@ class World:
         for sender in filter(None, self.drivers):
             # One that was released, and forgotten with its actor, is named, too, and may be sent again; so is
             # one that was moving, and nobody knows how far it came.
-            told = {*sender.lost_updates}
-            named = {
-                i for i in waiting if (CLIENTS[self.updates[i].client], self.updates[i].round_id) in told
+            missing = {*sender.lost_updates}
+            told_of = {
+                i for i in waiting if (CLIENTS[self.updates[i].client], self.updates[i].round_id) in missing
             }
-            wrong = set[int]() if self.has_moved else named - self.lost.keys() - self.forgotten
+            wrong = set[int]() if self.has_moved else told_of - self.lost.keys() - self.forgotten
             self._require(not wrong, f"updates {wrong} wait, and are named as lost")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):

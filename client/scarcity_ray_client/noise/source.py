@@ -146,7 +146,7 @@ def rounded_gaussian(
         stream: Name of the noise, unique to this release.
 
     Returns:
-        A new int64 array of the same shape.
+        A new int64 array of the same shape; what passes 2^63 is 2^64 less.
 
     Raises:
         UsageError: If `sigma` is negative, or so large that noise could pass 2^62.
@@ -165,6 +165,7 @@ def rounded_gaussian(
         np.divide(noised, grid, out=reals)
         np.rint(reals, out=reals)
         reals *= grid
+        reals[reals >= 2.0**63] -= 2.0**64
         np.copyto(noised, reals, casting="unsafe")
     return noised
 
