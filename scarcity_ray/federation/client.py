@@ -122,7 +122,7 @@ class ActorClient:
 
     def answers(self, begun: BegunCalls[T]) -> dict[int, T]:
         """Wait for the answers to calls; by slot."""
-        self.send(begun)
+        begun.send(self.supervisor.peers)
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None

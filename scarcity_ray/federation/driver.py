@@ -306,7 +306,7 @@ class Driver:
 
     def _sent(self, batch: SubmissionBatch) -> tuple[list[Receipt], set[str]]:
         """Send updates to their baskets; their receipts, in order, and the baskets that are due."""
-        return self._received(Wave(batch, self._routed(batch, range(len(batch)))))
+        return self._received(Wave(batch, self._routed(batch, range(len(batch.client_ids)))))
 
     def _received(self, wave: Wave) -> tuple[list[Receipt], set[str]]:
         """Receipts for updates that were sent to their baskets, in order, and the baskets that are due.
@@ -326,7 +326,7 @@ class Driver:
                 wave.due.update(answer.due)
             pending = [
                 i
-                for i in range(len(batch))
+                for i in range(len(batch.client_ids))
                 if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
             ]
             if not pending or attempt == 2:
@@ -346,10 +346,13 @@ class Driver:
         told_by: Mapping[int, SubmissionResult],
     ) -> None:
         """Note what was accepted, before a fault that takes it is heard of, and after one that did not."""
-        has_heard = self.client.has_heard
-        for slot, answer in sorted(told_by.items(), key=lambda told: not has_heard(told[1].last_fault)):
+        is_news = {
+            slot: answer.last_fault is not None and not self.client.has_heard(answer.last_fault)
+            for slot, answer in told_by.items()
+        }
+        for slot, answer in sorted(told_by.items(), key=lambda told: is_news[told[0]]):
             try:
-                if not has_heard(answer.last_fault):
+                if is_news[slot] and not self.client.has_heard(answer.last_fault):
                     self.client.hear_faults()
             finally:  # A warning may be turned into an error.
                 ids = [batch.client_ids[i] for i in by_slot[slot]]
